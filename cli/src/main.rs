@@ -1,0 +1,2 @@
+//! buildyard
+fn main() {}

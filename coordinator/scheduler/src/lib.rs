@@ -1,0 +1,20 @@
+//! Every rule about runs, jobs, attempts, leases and workers, as functions over values.
+//!
+//! Two halves. *Decide* ([`Core::decide`]) takes the state, an input and the time, and returns the records to
+//! commit, the answer to the input and the next moment at which something is due. *Apply* ([`State::apply`])
+//! takes a record and changes the state. Nothing else changes it, so a restart that applies what was committed
+//! arrives where the crash left off.
+//!
+//! What is not here: clocks, randomness, HTTP, SQL, TOML. Time and worker ids come in as data; run numbers and
+//! fences are counted in the state.
+
+pub mod core;
+pub mod input;
+pub mod lifecycle;
+pub mod record;
+pub mod state;
+
+pub use crate::core::{Core, Decision};
+pub use input::{Input, Reply};
+pub use record::Record;
+pub use state::{Settings, State};
