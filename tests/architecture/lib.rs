@@ -1,0 +1,1 @@
+//! Holds the dependency rules of ARCHITECTURE.md by machine. Everything is in `tests/`.
