@@ -1,10 +1,18 @@
 //! The one entry: decide, then apply.
 
-use buildyard_types::Timestamp;
+use std::collections::BTreeSet;
+
+use buildyard_types::worker::{AttemptReport, Capacity, SyncResponse};
+use buildyard_types::{AttemptId, JobId, Millis, Timestamp, WorkerId};
 
 use crate::input::{Input, Reply};
+use crate::lifecycle::attempt::Attempt;
+use crate::lifecycle::job::Job;
+use crate::lifecycle::run::Run;
+use crate::lifecycle::worker::Liveness;
 use crate::record::Record;
 use crate::state::State;
+use crate::why::WhyWaiting;
 
 /// What follows from one input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +21,32 @@ pub struct Decision {
     pub records: Vec<Record>,
     /// The answer to the input.
     pub reply: Reply,
+    /// Workers whose desired state this decision changed: their held calls are to be looked at again
+    /// ([`Core::answer`]) once the records are committed.
+    pub news: BTreeSet<WorkerId>,
+    /// Runs that left the state with this decision, as they were at the end. What is said about them to
+    /// people has to be taken from here.
+    pub settled: Vec<SettledRun>,
+}
+
+/// A run that is final, with every attempt removed. From here on only the store has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettledRun {
+    /// The run.
+    pub run: Run,
+    /// Its jobs in file order.
+    pub jobs: Vec<Job>,
+    /// Its attempts, by job and number.
+    pub attempts: Vec<Attempt>,
+}
+
+/// What a worker should do, measured against what it said that it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The answer.
+    pub response: SyncResponse,
+    /// Whether it asks nothing of the worker, so that the call may be held.
+    pub idle: bool,
 }
 
 /// The scheduler.
@@ -34,6 +68,48 @@ impl Core {
 
     /// Decides one input and applies the records.
     pub fn decide(&mut self, _input: Input, _now: Timestamp) -> Decision {
-        Decision { records: Vec::new(), reply: Reply::Done }
+        Decision { records: Vec::new(), reply: Reply::Done, news: BTreeSet::new(), settled: Vec::new() }
+    }
+
+    /// The next moment at which something is due though no input arrives. The driver hands in
+    /// [`Input::Tick`] then, or any other input.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// What a worker with a held call should be told now, against what that call reported.
+    pub fn answer(&self, _worker: WorkerId, _reported: &[AttemptReport]) -> Answer {
+        let response = SyncResponse {
+            lease_ms: self.state.settings.lease_ms,
+            run: Vec::new(),
+            stop: Vec::new(),
+            forget: Vec::new(),
+        };
+        Answer { response, idle: true }
+    }
+
+    /// Why a job does not run yet; `None` when it is not waiting or not known here.
+    pub fn why(&self, _job: JobId, _now: Timestamp) -> Option<WhyWaiting> {
+        None
+    }
+
+    /// Whether a worker answers; `None` when there is no such worker.
+    pub fn liveness(&self, _worker: WorkerId, _now: Timestamp) -> Option<Liveness> {
+        None
+    }
+
+    /// What the attempts of a worker use together, those included of which something is left.
+    pub fn used(&self, _worker: WorkerId) -> Capacity {
+        Capacity::default()
+    }
+
+    /// The attempts of a worker of which something is left, live or not.
+    pub fn held(&self, _worker: WorkerId) -> Vec<AttemptId> {
+        Vec::new()
+    }
+
+    /// How long a call that asks nothing of its worker is held: a third of the lease, at most 30 s.
+    pub fn hold_ms(&self) -> Millis {
+        Millis((self.state.settings.lease_ms.0 / 3).min(30_000))
     }
 }

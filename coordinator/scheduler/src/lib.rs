@@ -13,8 +13,10 @@ pub mod input;
 pub mod lifecycle;
 pub mod record;
 pub mod state;
+pub mod why;
 
-pub use crate::core::{Core, Decision};
-pub use input::{Input, Reply};
-pub use record::Record;
-pub use state::{Settings, State};
+pub use crate::core::{Answer, Core, Decision, SettledRun};
+pub use input::{Input, Rejection, Reply};
+pub use record::{Compiled, Record};
+pub use state::{Loaded, Settings, State};
+pub use why::WhyWaiting;

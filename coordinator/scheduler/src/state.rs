@@ -26,6 +26,11 @@ pub struct Settings {
     pub stop_slack_ms: Millis,
     /// Most bytes that one attempt's log may hold.
     pub log_cap: ByteSize,
+    /// How long a worker may prepare an attempt before it is stopped as the farm's fault.
+    pub prepare_limit_ms: Millis,
+    /// What is added to a job's own time limit before the coordinator stops it. The worker keeps the limit
+    /// itself; this is for a worker that does not.
+    pub limit_slack_ms: Millis,
 }
 
 impl Default for Settings {
@@ -39,6 +44,10 @@ impl Default for Settings {
             stop_grace_ms: Millis::from_secs(10),
             stop_slack_ms: Millis::from_secs(20),
             log_cap: ByteSize::from_mib(512),
+            // A first pull of a large image over a slow line is the longest honest preparation.
+            prepare_limit_ms: Millis::from_mins(60),
+            // Stopping a step and sending its log and artifacts may take minutes after the limit.
+            limit_slack_ms: Millis::from_mins(10),
         }
     }
 }
@@ -70,4 +79,42 @@ pub struct State {
     pub listening_since: Timestamp,
     /// Calls of workers to this process. Volatile: not committed, not part of "the same state".
     pub heard: BTreeMap<WorkerId, Heard>,
+}
+
+/// What was read from the store.
+#[derive(Debug, Clone, Default)]
+pub struct Loaded {
+    /// Greatest run number ever given; 0 if none.
+    pub last_run: u64,
+    /// Greatest fence ever given; 0 if none.
+    pub last_fence: u64,
+    /// Runs that are not final, or have attempts that are not removed.
+    pub runs: Vec<Run>,
+    /// All jobs of those runs.
+    pub jobs: Vec<Job>,
+    /// All attempts of those runs.
+    pub attempts: Vec<Attempt>,
+    /// Every worker.
+    pub workers: Vec<Worker>,
+    /// Keys of requesters, newest 10,000, with their runs.
+    pub keys: Vec<(String, RunId)>,
+}
+
+impl State {
+    /// The state of a scheduler that begins (or begins again) at `now` from what the store has.
+    pub fn from_snapshot(epoch: Epoch, settings: Settings, loaded: Loaded, now: Timestamp) -> Self {
+        Self {
+            epoch,
+            settings,
+            next_run: RunId(loaded.last_run + 1),
+            next_fence: Fence(loaded.last_fence + 1),
+            runs: loaded.runs.into_iter().map(|run| (run.id, run)).collect(),
+            jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
+            attempts: loaded.attempts.into_iter().map(|attempt| (attempt.id, attempt)).collect(),
+            workers: loaded.workers.into_iter().map(|worker| (worker.id, worker)).collect(),
+            keys: loaded.keys.into_iter().collect(),
+            listening_since: now,
+            heard: BTreeMap::new(),
+        }
+    }
 }

@@ -144,6 +144,17 @@ impl Session {
         &self.attempts
     }
 
+    /// The next moment at which the session wants [`Event::Tick`]: when the lease is about to end.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// Whether the steps of an attempt may begin now: it is preparing, and its lease is live. The shell asks
+    /// right before it hands the job to init, also after a restart.
+    pub fn may_start(&self, _attempt: AttemptId, _now: Timestamp) -> bool {
+        false
+    }
+
     /// When the lease of the attempts ends; `None` before the first answer.
     pub fn lease_until(&self) -> Option<Timestamp> {
         self.lease_until
