@@ -1,0 +1,1 @@
+//! What this host offers to the farm, and what is missing on it.
