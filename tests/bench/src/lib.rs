@@ -100,6 +100,13 @@ impl Farm {
         }
     }
 
+    /// What a run's first job printed, as text.
+    pub async fn log_text(&self, view: &RunView) -> Result<String> {
+        let attempt =
+            view.jobs.first().and_then(|job| job.attempts.last()).context("the job had an attempt")?;
+        self.get_text(&format!("attempts/{}/log?format=text", attempt.id)).await
+    }
+
     /// Attempts that the farm's workers hold now.
     pub async fn used_slots(&self) -> Result<u32> {
         let workers: Vec<WorkerView> = self.get("workers").await?;
