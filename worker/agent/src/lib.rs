@@ -3,9 +3,17 @@
 //! What to do is decided by `buildyard-session`; here it is done. Only this crate and the inspector's facts
 //! know Docker.
 
+pub mod backoff;
+pub mod client;
+pub mod data;
 pub mod engine;
 pub mod host;
 pub mod image;
+pub mod journal;
 pub mod network;
 pub mod profile;
+pub mod spool;
+#[cfg(test)]
+mod testing;
+pub mod upload;
 pub mod workspace;
