@@ -9,6 +9,7 @@ pub mod data;
 pub mod engine;
 pub mod host;
 pub mod image;
+pub mod init_binary;
 pub mod journal;
 pub mod network;
 pub mod profile;
