@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use buildyard_types::{AttemptId, ByteSize};
 
-use crate::engine::{Mount, Owner};
+use crate::engine::{ContainerDetails, Mount, Owner};
 
 /// Where a job finds its checkout.
 pub const WORKSPACE: &str = "/workspace";
@@ -171,7 +171,7 @@ impl DiskUsage {
 /// Watches the folder that takes what a container writes outside its mounts.
 #[derive(Debug)]
 pub struct RootWatch {
-    upper_dir: PathBuf,
+    roots: Vec<PathBuf>,
     limit: ByteSize,
 }
 
@@ -191,14 +191,15 @@ pub enum RootUsage {
 }
 
 impl RootWatch {
-    /// Watches the folder of [`ContainerDetails::upper_dir`](crate::engine::ContainerDetails).
-    pub fn new(upper_dir: PathBuf, limit: ByteSize) -> Self {
-        Self { upper_dir, limit }
+    /// Watches what a container writes outside its mounts; `None` if it is not known where that goes.
+    pub fn of(container: &ContainerDetails, limit: ByteSize) -> Option<Self> {
+        let upper = container.upper_dir.clone()?;
+        Some(Self { roots: [vec![upper], container.other_dirs.clone()].concat(), limit })
     }
 
     /// Looks once, with bounded work: a large root takes several calls. Call it about once a second, on a thread
     /// that may block.
     pub fn look(&mut self) -> RootUsage {
-        unimplemented!("{:?} {}", self.upper_dir, self.limit)
+        unimplemented!("{:?} {}", self.roots, self.limit)
     }
 }

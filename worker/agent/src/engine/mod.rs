@@ -48,9 +48,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes a container. A name that is taken is a [`EngineError::Conflict`].
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, EngineError>;
 
-    /// Starts a container and says the pid of its first process, as the host sees it. Waits for its turn: the
-    /// engine is handed only a few starts at a time.
-    async fn start(&self, id: &ContainerId) -> Result<u32, EngineError>;
+    /// Starts a container and says what it has become, the pid of its first process among it. Waits for its turn:
+    /// the engine is handed only a few starts at a time. Starting one that runs changes nothing.
+    async fn start(&self, id: &ContainerId) -> Result<ContainerDetails, EngineError>;
 
     /// Everything known of a container, by id or name.
     async fn inspect(&self, id: &ContainerId) -> Result<ContainerDetails, EngineError>;
@@ -59,7 +59,7 @@ pub trait Engine: Send + Sync + 'static {
     async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<(), EngineError>;
 
     /// Waits until a container has ended and says how. Has no time limit, but ends with an error when the engine
-    /// goes away or hangs.
+    /// goes away or hangs. One that was never started is a [`EngineError::Conflict`].
     async fn wait(&self, id: &ContainerId) -> Result<Exit, EngineError>;
 
     /// Kills the first process, and with it the container. One that does not run is [`EngineError::Conflict`].

@@ -262,6 +262,19 @@ pub struct ContainerDetails {
     /// The folder of the host that takes what the container writes outside its mounts. `None`: not known with
     /// this storage driver, so that its size cannot be watched.
     pub upper_dir: Option<PathBuf>,
+    /// Other folders of the host that what it writes outside its mounts may end up in: volumes that its image
+    /// declares, and the engine's folder with its /etc/hosts.
+    pub other_dirs: Vec<PathBuf>,
+}
+
+impl ContainerDetails {
+    /// The first process, if it lives.
+    pub fn pid(&self) -> Option<u32> {
+        match self.state {
+            ContainerState::Running { pid, .. } => Some(pid),
+            ContainerState::Created | ContainerState::Exited(_) | ContainerState::Removing => None,
+        }
+    }
 }
 
 /// A container in a list.
