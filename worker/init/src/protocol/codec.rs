@@ -429,7 +429,6 @@ fn put_job(out: &mut Vec<u8>, job: &Job) {
     }
     put_u32(out, job.steps.len() as u32);
     for step in &job.steps {
-        put_text(out, &step.name);
         put_text(out, &step.script);
         out.push(match step.shell {
             Shell::Sh => 0,
@@ -467,7 +466,6 @@ fn get_job(read: &mut Reader<'_>) -> Result<Job, ProtocolError> {
 
 fn get_step(read: &mut Reader<'_>) -> Result<Step, ProtocolError> {
     Ok(Step {
-        name: read.text()?,
         script: read.text()?,
         shell: match read.u8()? {
             0 => Shell::Sh,

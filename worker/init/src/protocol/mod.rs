@@ -327,8 +327,6 @@ pub struct Job {
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Its name; init uses it for nothing but the process list.
-    pub name: String,
     /// What the shell shall do.
     pub script: String,
     /// Which shell.

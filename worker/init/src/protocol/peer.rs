@@ -30,10 +30,10 @@ mod tests {
 
     #[test]
     fn a_socket_names_the_process_that_connected_it() {
-        let (left, right) = UnixStream::pair().unwrap();
-        assert_eq!(super::peer_pid(left.as_fd()).unwrap(), std::process::id() as i32);
+        let (left, right) = UnixStream::pair().expect("a pair");
+        assert_eq!(super::peer_pid(left.as_fd()).expect("credentials"), std::process::id() as i32);
         drop(right);
-        let file = std::fs::File::open("/dev/null").unwrap();
+        let file = std::fs::File::open("/dev/null").expect("opens");
         assert!(super::peer_pid(file.as_fd()).is_err());
     }
 }
