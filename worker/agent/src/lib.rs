@@ -13,6 +13,7 @@ pub mod init_binary;
 pub mod journal;
 pub mod network;
 pub mod profile;
+pub mod source;
 pub mod spool;
 #[cfg(test)]
 mod testing;
