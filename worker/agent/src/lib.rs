@@ -3,6 +3,7 @@
 //! What to do is decided by `buildyard-session`; here it is done. Only this crate and the inspector's facts
 //! know Docker.
 
+pub mod artifacts;
 pub mod backoff;
 pub mod client;
 pub mod data;
