@@ -1,0 +1,229 @@
+//! Drops what is too old, a bounded number of runs at a time, and says which objects nothing refers to any more.
+//!
+//! Objects are deleted by the caller after the commit. If it ends in between, the names would be lost and the
+//! objects stay for ever; so they are kept as garbage, and the first sweeps of the next epoch name them again.
+
+use std::collections::BTreeSet;
+
+use buildyard_store::{RetentionPolicy, Swept};
+use sqlx::sqlite::SqliteConnection;
+
+use crate::changes::int;
+use crate::writer::{Failure, Write};
+
+const LOG: &str = "log";
+const BLOB: &str = "blob";
+/// Most objects of earlier epochs to name in one transaction.
+const LEFT_OVER: i64 = 10_000;
+
+/// One transaction of the retention.
+pub(crate) struct Sweep {
+    pub(crate) policy: RetentionPolicy,
+}
+
+impl Write for Sweep {
+    type Output = Swept;
+
+    fn during(&self) -> String {
+        "dropping what is too old".into()
+    }
+
+    async fn write(&self, conn: &mut SqliteConnection) -> Result<Swept, Failure> {
+        let limit = i64::from(self.policy.batch.max(1));
+        let epoch = epoch(conn).await?;
+        // What this epoch's sweeps named before is deleted by now.
+        sqlx::query!("DELETE FROM garbage WHERE epoch = ?", epoch).execute(&mut *conn).await?;
+
+        let old_runs = runs_to_drop(conn, int(self.policy.runs_before.0), limit).await?;
+        let no_logs = runs_to_strip(conn, int(self.policy.logs_before.0), limit).await?;
+        let mut logs = left_over(conn, LOG).await?;
+        logs.extend(drop_logs(conn, &no_logs).await?);
+        logs.extend(drop_logs(conn, &old_runs).await?);
+
+        let mut blobs = left_over(conn, BLOB).await?;
+        blobs.extend(drop_expired(conn, int(self.policy.artifacts_before.0), limit).await?);
+        blobs.extend(drop_artifacts(conn, &old_runs).await?);
+        drop_runs(conn, &old_runs).await?;
+        drop_farm_events(conn, int(self.policy.runs_before.0), limit).await?;
+
+        logs.sort_unstable();
+        logs.dedup();
+        let swept =
+            Swept { runs: old_runs.len() as u64, log_objects: logs, blobs: unused_blobs(conn, blobs).await? };
+        remember(conn, LOG, &swept.log_objects, epoch).await?;
+        remember(conn, BLOB, &swept.blobs, epoch).await?;
+        Ok(swept)
+    }
+}
+
+fn json<T: serde::Serialize>(values: &T) -> String {
+    serde_json::to_string(values).expect("lists of texts and numbers are JSON")
+}
+
+/// A run whose attempts are not all removed is still the scheduler's.
+async fn runs_to_drop(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<Vec<i64>, Failure> {
+    let ids = sqlx::query_scalar!(
+        r#"SELECT id FROM runs
+           WHERE final_ms < ? AND NOT EXISTS
+               (SELECT 1 FROM attempts WHERE run = runs.id AND state_name <> 'removed')
+           ORDER BY final_ms LIMIT ?"#,
+        before,
+        limit
+    );
+    Ok(ids.fetch_all(conn).await?)
+}
+
+/// Runs whose logs are too old, marked as without logs.
+async fn runs_to_strip(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<Vec<i64>, Failure> {
+    let ids = sqlx::query_scalar!(
+        r#"UPDATE runs SET logs_swept = 1
+           WHERE id IN (SELECT id FROM runs WHERE final_ms < ? AND logs_swept = 0 ORDER BY final_ms LIMIT ?)
+           RETURNING id"#,
+        before,
+        limit
+    );
+    Ok(ids.fetch_all(conn).await?)
+}
+
+async fn drop_logs(conn: &mut SqliteConnection, runs: &[i64]) -> Result<Vec<String>, Failure> {
+    if runs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let runs = json(&runs);
+    let objects = sqlx::query_scalar!(
+        "DELETE FROM log_chunks WHERE run IN (SELECT value FROM json_each(?)) RETURNING object",
+        runs
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query!("DELETE FROM logs WHERE run IN (SELECT value FROM json_each(?))", runs)
+        .execute(conn)
+        .await?;
+    Ok(objects)
+}
+
+/// Contents of the files of expired artifacts, which are gone afterwards.
+async fn drop_expired(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<Vec<String>, Failure> {
+    let expired = sqlx::query_scalar!(
+        "SELECT id FROM artifacts WHERE expires_ms < ? ORDER BY expires_ms LIMIT ?",
+        before,
+        limit
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    drop_artifacts_by_id(conn, expired).await
+}
+
+async fn drop_artifacts(conn: &mut SqliteConnection, runs: &[i64]) -> Result<Vec<String>, Failure> {
+    if runs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let runs = json(&runs);
+    let ids =
+        sqlx::query_scalar!("SELECT id FROM artifacts WHERE run IN (SELECT value FROM json_each(?))", runs)
+            .fetch_all(&mut *conn)
+            .await?;
+    drop_artifacts_by_id(conn, ids).await
+}
+
+async fn drop_artifacts_by_id(conn: &mut SqliteConnection, ids: Vec<i64>) -> Result<Vec<String>, Failure> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids = json(&ids);
+    let contents = sqlx::query_scalar!(
+        "SELECT DISTINCT sha256 FROM artifact_files WHERE artifact IN (SELECT value FROM json_each(?))",
+        ids
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    // Their files go with them.
+    sqlx::query!("DELETE FROM artifacts WHERE id IN (SELECT value FROM json_each(?))", ids)
+        .execute(conn)
+        .await?;
+    Ok(contents)
+}
+
+/// Jobs, attempts and keys go with their run; events name it without belonging to it.
+async fn drop_runs(conn: &mut SqliteConnection, runs: &[i64]) -> Result<(), Failure> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let runs = json(&runs);
+    sqlx::query!("DELETE FROM events WHERE run IN (SELECT value FROM json_each(?))", runs)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query!("DELETE FROM runs WHERE id IN (SELECT value FROM json_each(?))", runs).execute(conn).await?;
+    Ok(())
+}
+
+/// Events of no run are kept as long as runs are.
+async fn drop_farm_events(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<(), Failure> {
+    sqlx::query!(
+        r#"DELETE FROM events WHERE sequence IN
+               (SELECT sequence FROM events WHERE run IS NULL AND at_ms < ? ORDER BY at_ms LIMIT ?)"#,
+        before,
+        limit
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Takes up what earlier epochs named, and perhaps did not delete.
+async fn left_over(conn: &mut SqliteConnection, kind: &str) -> Result<Vec<String>, Failure> {
+    let objects = sqlx::query_scalar!(
+        r#"DELETE FROM garbage
+           WHERE kind = ?1 AND object IN (SELECT object FROM garbage WHERE kind = ?1 LIMIT ?2)
+           RETURNING object"#,
+        kind,
+        LEFT_OVER
+    );
+    Ok(objects.fetch_all(conn).await?)
+}
+
+/// The contents that no artifact holds any more.
+async fn unused_blobs(conn: &mut SqliteConnection, hashes: Vec<String>) -> Result<Vec<String>, Failure> {
+    if hashes.is_empty() {
+        return Ok(hashes);
+    }
+    let hashes = json(&BTreeSet::from_iter(hashes));
+    let unused = sqlx::query_scalar!(
+        r#"SELECT value || '' AS "value!: String" FROM json_each(?)
+           WHERE NOT EXISTS (SELECT 1 FROM artifact_files WHERE sha256 = value) ORDER BY value"#,
+        hashes
+    );
+    Ok(unused.fetch_all(conn).await?)
+}
+
+async fn epoch(conn: &mut SqliteConnection) -> Result<i64, Failure> {
+    Ok(sqlx::query!("SELECT epoch FROM meta").fetch_one(conn).await?.epoch)
+}
+
+/// Keeps the names of log objects that a compaction replaced.
+pub(crate) async fn remember_logs(conn: &mut SqliteConnection, objects: &[String]) -> Result<(), Failure> {
+    let epoch = epoch(conn).await?;
+    remember(conn, LOG, objects, epoch).await
+}
+
+async fn remember(
+    conn: &mut SqliteConnection,
+    kind: &str,
+    objects: &[String],
+    epoch: i64,
+) -> Result<(), Failure> {
+    if objects.is_empty() {
+        return Ok(());
+    }
+    let objects = json(&objects);
+    sqlx::query!(
+        r#"INSERT INTO garbage (kind, object, epoch) SELECT ?, value, ? FROM json_each(?) WHERE true
+           ON CONFLICT (kind, object) DO UPDATE SET epoch = excluded.epoch"#,
+        kind,
+        epoch,
+        objects
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
