@@ -48,6 +48,8 @@ impl Call {
     fn answered(&self, status: u16, message: &str) -> EngineError {
         let (call, message) = (self.what.clone(), short(message));
         match status {
+            // A start may miss its network while the container is there.
+            404 if message.starts_with("network") => EngineError::NotFound { what: message },
             404 => EngineError::NotFound { what: self.object.clone().unwrap_or(message) },
             409 => EngineError::Conflict { call, message },
             400..500 => EngineError::Refused { call, message },

@@ -30,6 +30,7 @@ use super::{
     WORKER_LABEL,
 };
 use fail::Call;
+pub(super) use reference::check as check_image_name;
 
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";

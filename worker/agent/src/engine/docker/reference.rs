@@ -13,7 +13,7 @@ fn bad(name: &str, reason: &'static str) -> EngineError {
 /// Whether the text can be the name of an image: `debian:12`, `registry:5000/team/gcc@sha256:…`, `sha256:…`.
 ///
 /// The engine checks names itself; this keeps `..`, `?` and blanks out of the path of a request.
-pub(super) fn check(name: &str) -> Result<(), EngineError> {
+pub(in crate::engine) fn check(name: &str) -> Result<(), EngineError> {
     if name.is_empty() {
         return Err(bad(name, "it is empty"));
     }

@@ -1,0 +1,3 @@
+//! Tests on a real engine, in one binary.
+
+mod contract;
