@@ -1,2 +1,72 @@
-//! buildyard
-fn main() {}
+//! `buildyard`: the one binary. It runs the parts of the farm and is the way to talk to it.
+//!
+//! Everything here is thin: what is decided, is decided in the pure crates; what is done, in the coordinator's
+//! and the worker's. This crate reads the command line and configuration, calls them, and says what happened.
+
+mod args;
+mod checkout;
+mod client;
+mod commands;
+mod config;
+mod exit;
+mod logs;
+mod output;
+mod target;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::exit::{CliError, Kind, Result};
+use crate::output::{Format, Ui};
+
+/// What every command gets.
+pub(crate) struct Context {
+    /// The configuration, all layers laid over each other.
+    pub(crate) settings: config::Settings,
+    /// What is known of the outputs.
+    pub(crate) ui: Ui,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let json = cli.global.output == Format::Json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(json),
+    }
+}
+
+/// clap prints help and version to standard output with success, mistakes to standard error with code 2.
+fn usage(error: &clap::Error) -> ExitCode {
+    // A closed output is no reason to fail on the way out.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage.code()))
+}
+
+fn run(cli: Cli) -> Result {
+    let ui = Ui::detect(cli.global.output);
+    let settings = config::load(cli.global.layer())?;
+    let context = Context { settings, ui };
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let command = commands::dispatch(&context, cli.command);
+        tokio::select! {
+            result = command => result,
+            _ = tokio::signal::ctrl_c() => Err(CliError::silent(Kind::Interrupted)),
+        }
+    });
+    // A blocking call that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| CliError::farm("cannot start the runtime").because(error))
+}

@@ -7,8 +7,12 @@ use buildyard_types::Verdict;
 fn bad_pipeline_files_are_refused_with_their_diagnostics_on_the_run() {
     let Some(farm) = Farm::start() else { return };
     let too_long = format!("name = \"long\"\n# {}\n", "x".repeat(1 << 20));
-    let cycle = format!("name = \"c\"\n[defaults]\nimage = \"{IMAGE}\"\n[jobs.a]\nneeds = [\"b\"]\nrun = \"true\"\n[jobs.b]\nneeds = [\"a\"]\nrun = \"true\"\n");
-    let labels = format!("name = \"l\"\n[jobs.a]\nimage = \"{IMAGE}\"\nlabels = \"os=linux && gpu\"\nrun = \"true\"\n");
+    let cycle = format!(
+        "name = \"c\"\n[defaults]\nimage = \"{IMAGE}\"\n[jobs.a]\nneeds = [\"b\"]\nrun = \"true\"\n[jobs.b]\nneeds = [\"a\"]\nrun = \"true\"\n"
+    );
+    let labels = format!(
+        "name = \"l\"\n[jobs.a]\nimage = \"{IMAGE}\"\nlabels = \"os=linux && gpu\"\nrun = \"true\"\n"
+    );
     for (name, text, said_of_it) in [
         ("too-long", too_long.as_str(), "1 MiB"),
         ("unparsable", "name = \"x\n[jobs.a]\n", "pipeline.toml"),
@@ -28,8 +32,10 @@ fn bad_pipeline_files_are_refused_with_their_diagnostics_on_the_run() {
 fn an_image_without_a_shell_or_that_does_not_exist_is_named() {
     let Some(farm) = Farm::start_with("[scheduler]\nretry_backoff = \"100ms\"\n") else { return };
     for image in ["buildyard-test/noshell:1", "buildyard-test/there-is-no-such-image:9"] {
-        let pipeline = format!("name = \"i\"\n[jobs.a]\nimage = \"{image}\"\nnetwork = \"none\"\nrun = \"true\"\n");
-        let view = farm.verdict_of(&farm.repository(image.rsplit(['/', ':']).nth(1).unwrap_or("i"), &pipeline, &[]));
+        let pipeline =
+            format!("name = \"i\"\n[jobs.a]\nimage = \"{image}\"\nnetwork = \"none\"\nrun = \"true\"\n");
+        let view =
+            farm.verdict_of(&farm.repository(image.rsplit(['/', ':']).nth(1).unwrap_or("i"), &pipeline, &[]));
         assert_ne!(view.verdict, Some(Verdict::Passed), "{image}");
         assert!(view.jobs[0].sentence.contains(image), "{image}: {}", view.jobs[0].sentence);
     }

@@ -15,7 +15,8 @@ fn counting_job() -> String {
 }
 
 fn assert_whole(log: &str) {
-    let numbers: Vec<&str> = log.lines().filter(|line| line.bytes().all(|byte| byte.is_ascii_digit())).collect();
+    let numbers: Vec<&str> =
+        log.lines().filter(|line| line.bytes().all(|byte| byte.is_ascii_digit())).collect();
     let first_wrong = numbers.iter().zip(1usize..).find(|(line, number)| line.parse() != Ok(*number));
     assert_eq!(first_wrong, None, "a line is missing, doubled or out of order");
     assert_eq!(numbers.len(), LINES);
@@ -48,7 +49,9 @@ fn killing_the_coordinator_then_the_worker_costs_a_running_job_nothing() {
 #[test]
 fn a_killed_coordinator_forgets_no_run_that_it_acknowledged() {
     let Some(farm) = Farm::start() else { return };
-    let pipeline = format!("name = \"short\"\n[jobs.one]\nimage = \"{IMAGE}\"\nnetwork = \"none\"\nrun = \"sleep 0.2; echo $BUILDYARD_RUN\"\n");
+    let pipeline = format!(
+        "name = \"short\"\n[jobs.one]\nimage = \"{IMAGE}\"\nnetwork = \"none\"\nrun = \"sleep 0.2; echo $BUILDYARD_RUN\"\n"
+    );
     let repository = farm.repository("short", &pipeline, &[]);
     let mut acknowledged = Vec::new();
     for _ in 0..5 {

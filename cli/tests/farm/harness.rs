@@ -89,7 +89,8 @@ impl Farm {
     pub(crate) fn json<T: serde::de::DeserializeOwned>(&self, arguments: &[&str]) -> T {
         let output = self.command(arguments).args(["--output", "json"]).output().expect("buildyard starts");
         let text = String::from_utf8_lossy(&output.stdout);
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", said(&output)))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", said(&output)))
     }
 
     /// A committed repository with this pipeline file and these other files.
@@ -175,13 +176,22 @@ impl Farm {
         if !down.status.success() {
             left.push(format!("down failed: {}", said(&down)));
         }
-        left.extend([Role::Coordinator, Role::Worker].iter().filter_map(|role| self.pid(*role)).map(|pid| format!("process {pid}")));
+        left.extend(
+            [Role::Coordinator, Role::Worker]
+                .iter()
+                .filter_map(|role| self.pid(*role))
+                .map(|pid| format!("process {pid}")),
+        );
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
         left.extend(mounts.lines().filter(|line| line.contains(&data)).map(str::to_owned));
         let instance = std::fs::read_to_string(self.data_dir().join("worker/instance")).unwrap_or_default();
         for (kind, arguments) in [("container", &["ps", "-aq"][..]), ("network", &["network", "ls", "-q"])] {
             let filter = format!("label=buildyard.worker={}", instance.trim());
-            let output = Command::new("docker").args(arguments).args(["--filter", &filter]).output().expect("docker runs");
+            let output = Command::new("docker")
+                .args(arguments)
+                .args(["--filter", &filter])
+                .output()
+                .expect("docker runs");
             let ids = String::from_utf8_lossy(&output.stdout);
             left.extend(ids.lines().map(|id| format!("{kind} {id}")));
         }
@@ -193,7 +203,8 @@ impl Drop for Farm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for name in ["coordinator.log", "worker.log", "supervisor.log"] {
-                let text = std::fs::read_to_string(self.data_dir().join("log").join(name)).unwrap_or_default();
+                let text =
+                    std::fs::read_to_string(self.data_dir().join("log").join(name)).unwrap_or_default();
                 let lines: Vec<_> = text.lines().collect();
                 println!("--- {name}\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
             }
@@ -207,7 +218,12 @@ impl Drop for Farm {
 
 /// What a command printed, for a failing test's message.
 pub(crate) fn said(output: &Output) -> String {
-    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 pub(crate) fn git(folder: &Path, arguments: &[&str]) {

@@ -10,14 +10,18 @@ type Case = (&'static str, &'static str, fn(&Outcome) -> bool);
 
 const CASES: &[Case] = &[
     ("passes", "run = 'echo fine'", |outcome| *outcome == Outcome::Passed),
-    ("exit-code", "run = 'exit 7'", |outcome| matches!(outcome, Outcome::Failed { exit_code: 7, step } if step == "run")),
-    ("own-kill", "run = 'kill -9 $$'", |outcome| matches!(outcome, Outcome::Failed { exit_code: 137, .. })),
-    ("time-limit", "run = 'sleep 600'\ntimeout = '2s'", |outcome| matches!(outcome, Outcome::TimedOut { .. })),
     (
-        "memory",
-        "resources = { memory = '32MiB' }\nrun = 'head -c 200000000 /dev/zero | tail'",
-        |outcome| matches!(outcome, Outcome::OutOfMemory { .. }),
+        "exit-code",
+        "run = 'exit 7'",
+        |outcome| matches!(outcome, Outcome::Failed { exit_code: 7, step } if step == "run"),
     ),
+    ("own-kill", "run = 'kill -9 $$'", |outcome| matches!(outcome, Outcome::Failed { exit_code: 137, .. })),
+    ("time-limit", "run = 'sleep 600'\ntimeout = '2s'", |outcome| {
+        matches!(outcome, Outcome::TimedOut { .. })
+    }),
+    ("memory", "resources = { memory = '32MiB' }\nrun = 'head -c 200000000 /dev/zero | tail'", |outcome| {
+        matches!(outcome, Outcome::OutOfMemory { .. })
+    }),
     (
         "disk-bytes",
         "resources = { disk = '16MiB' }\nrun = 'dd if=/dev/zero of=big bs=1M count=64'",
@@ -57,7 +61,8 @@ fn a_cancelled_job_ends_although_it_ignores_the_signal() {
     let run = farm.trigger(&farm.repository("stubborn", &pipeline(body), &[]));
     wait_for("the first line", || {
         let view = farm.show(&run);
-        (view.jobs.first()?.attempts.first()?.log_length > 0 && farm.log(&view).contains("started")).then_some(())
+        (view.jobs.first()?.attempts.first()?.log_length > 0 && farm.log(&view).contains("started"))
+            .then_some(())
     });
     let output = farm.run(&["runs", "cancel", &run.id.to_string()]);
     assert!(output.status.success(), "{}", said(&output));
@@ -75,7 +80,8 @@ fn needs_are_kept_and_artifacts_come_back() {
          run = \"mkdir -p out/deep; echo hello > out/deep/file; ln -s /etc/shadow out/link\"\n"
     );
     let view = farm.verdict_of(&farm.repository("graph", &pipeline, &[]));
-    let outcome = |name: &str| view.jobs.iter().find(|job| job.name == name).and_then(|job| job.outcome.clone());
+    let outcome =
+        |name: &str| view.jobs.iter().find(|job| job.name == name).and_then(|job| job.outcome.clone());
     assert_eq!(outcome("pack"), Some(Outcome::Passed));
     assert!(matches!(outcome("after"), Some(Outcome::Skipped { .. })), "{:?}", outcome("after"));
     assert_eq!(view.verdict, Some(Verdict::Failed));
@@ -96,7 +102,11 @@ fn run_and_the_farm_agree() {
     for (name, body, _) in CASES {
         let checkout = farm.repository(&format!("both-{name}"), &pipeline(body), &[]);
         let on_the_farm = farm.verdict_of(&checkout);
-        let local = farm.command(&["run", "--output", "json"]).current_dir(&checkout).output().expect("buildyard starts");
+        let local = farm
+            .command(&["run", "--output", "json"])
+            .current_dir(&checkout)
+            .output()
+            .expect("buildyard starts");
         let text = String::from_utf8_lossy(&local.stdout);
         let local_view: serde_json::Value =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}: {}", said(&local)));

@@ -27,10 +27,17 @@ fn a_second_farm_on_the_same_data_is_refused_and_down_can_be_repeated() {
 fn a_farm_goes_down_while_somebody_follows_a_log() {
     let Some(farm) = Farm::start() else { return };
     let image = crate::harness::IMAGE;
-    let pipeline = format!("name = \"long\"\n[jobs.long]\nimage = \"{image}\"\nnetwork = \"none\"\nrun = \"echo on; sleep 600\"\n");
+    let pipeline = format!(
+        "name = \"long\"\n[jobs.long]\nimage = \"{image}\"\nnetwork = \"none\"\nrun = \"echo on; sleep 600\"\n"
+    );
     let run = farm.trigger(&farm.repository("long", &pipeline, &[]));
     wait_for("the job to run", || (farm.show(&run).jobs.first()?.state == "running").then_some(()));
-    let mut follower = farm.command(&["logs", &run.id.to_string(), "-f"]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("a follower");
+    let mut follower = farm
+        .command(&["logs", &run.id.to_string(), "-f"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("a follower");
     let down = farm.run(&["down"]);
     assert!(down.status.success(), "{}", said(&down));
     let _ = follower.kill();

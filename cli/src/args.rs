@@ -1,0 +1,96 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    artifacts, config, explain, images, jobs, logs, runs, status, trigger, watch, whoami, workers,
+};
+use crate::config::Layer;
+use crate::output::Format;
+
+const AFTER_HELP: &str = "\
+Getting started:
+  buildyard doctor                  what is missing on this machine
+  buildyard up                      start coordinator and worker here
+  buildyard check                   is my pipeline.toml right?
+  buildyard run                     run it here, without the farm
+  buildyard trigger . --follow      run it on the farm and wait for the verdict
+
+An ID is a run (42), a job (job-42-3, 42/test), an attempt (att-42-3-1), or a commit, branch or tag of the
+checkout. Left out, it means the run of HEAD.
+
+Exit status: 0 ok, 1 negative verdict, 2 usage, 3 coordinator unreachable, 4 refused by policy or permission,
+5 farm fault or could not determine, 6 --timeout ran out, 130 interrupted.";
+
+/// A build farm: every job in a throwaway container, every wait and failure explained.
+#[derive(Debug, Parser)]
+#[command(name = "buildyard", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Who reads the output: people (text) or programs (json: the API's views; errors as problem documents)
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub(crate) output: Format,
+    /// URL of the coordinator; the one of this machine by default [env: BUILDYARD_COORDINATOR]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) coordinator: Option<String>,
+    /// File that holds the bearer token; the administrator's of this machine by default [env: BUILDYARD_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Where the farm of this machine keeps its data; /var/lib/buildyard by default [env: BUILDYARD_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+impl Global {
+    /// The flags as a layer of the configuration.
+    pub(crate) fn layer(&self) -> Layer {
+        Layer {
+            coordinator: self.coordinator.clone(),
+            token_file: self.token_file.clone(),
+            data_dir: self.data_dir.clone(),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The farm at a glance
+    Status(status::StatusArgs),
+    /// Start a run of a repository on the farm
+    Trigger(trigger::TriggerArgs),
+    /// Watch a run to its end; the exit status is the verdict
+    Watch(watch::WatchArgs),
+    /// List, show and cancel runs
+    Runs(runs::RunsArgs),
+    /// List, show and cancel the jobs of a run
+    Jobs(jobs::JobsArgs),
+    /// Print logs
+    Logs(logs::LogsArgs),
+    /// Why something waits, failed or was refused, and what to do next
+    Explain(explain::ExplainArgs),
+    /// List and download what jobs kept
+    Artifacts(artifacts::ArtifactsArgs),
+    /// Invite, list, cordon and remove workers
+    Workers(workers::WorkersArgs),
+    /// List the images that workers hold
+    Images(images::ImagesArgs),
+    /// Which coordinator and token are used
+    Whoami(whoami::WhoamiArgs),
+    /// Show the configuration
+    Config(config::ConfigArgs),
+}

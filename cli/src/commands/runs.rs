@@ -1,0 +1,198 @@
+//! `buildyard runs`
+
+use buildyard_types::RunId;
+use buildyard_types::api::{RunList, RunView};
+use clap::{Args, Subcommand};
+use reqwest::Method;
+
+use super::jobs;
+use crate::Context;
+use crate::client::Client;
+use crate::exit::{CliError, Result};
+use crate::output::{self, Table};
+use crate::target::{self, Target};
+use crate::terminal;
+
+/// Lists, shows and cancels runs.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct RunsArgs {
+    #[command(subcommand)]
+    command: Option<RunsCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunsCommand {
+    /// List runs, newest first (the default)
+    List(ListArgs),
+    /// Show a run and its jobs
+    Show(IdArgs),
+    /// Cancel a run
+    Cancel(CancelArgs),
+}
+
+/// Which runs to list.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  buildyard runs
+  buildyard runs --commit HEAD
+  buildyard runs list --limit 5 --output json")]
+pub(crate) struct ListArgs {
+    /// How many at most
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
+    limit: u32,
+    /// Only runs older than this one
+    #[arg(long, value_name = "RUN")]
+    before: Option<RunId>,
+    /// Only runs of this repository
+    #[arg(long, value_name = "REPO")]
+    repository: Option<String>,
+    /// Only runs of this commit, branch or tag of the checkout
+    #[arg(long, value_name = "COMMIT")]
+    commit: Option<String>,
+}
+
+/// Which run.
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    /// A run, or a commit, branch or tag of the checkout; the run of HEAD by default
+    id: Option<String>,
+}
+
+/// Which run, and whether to do it.
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// A run, or a commit, branch or tag of the checkout
+    id: String,
+    /// Say what would be cancelled and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Carries the command out.
+pub(crate) async fn run(context: &Context, args: RunsArgs) -> Result {
+    let client = Client::connect(&context.settings)?;
+    match args.command {
+        None => list(context, &client, args.list).await,
+        Some(RunsCommand::List(args)) => list(context, &client, args).await,
+        Some(RunsCommand::Show(args)) => show(context, &client, args.id.as_deref()).await,
+        Some(RunsCommand::Cancel(args)) => cancel(context, &client, args).await,
+    }
+}
+
+async fn list(context: &Context, client: &Client, args: ListArgs) -> Result {
+    let mut query = vec![("limit", args.limit.to_string())];
+    query.extend(args.before.map(|run| ("before", run.to_string())));
+    query.extend(args.repository.map(|name| ("repository", name)));
+    if let Some(name) = args.commit {
+        query.push(("commit", target::commit_named(&name)?));
+    }
+    let list: RunList = client.get(&["runs"], &query).await?;
+    if context.ui.json() {
+        return output::print_json(&list);
+    }
+    if list.runs.is_empty() {
+        return output::print("no runs; start one with `buildyard trigger REPO-PATH`");
+    }
+    let now = output::now();
+    let mut table = Table::new(&["RUN", "PIPELINE", "COMMIT", "REF", "STATE", "WHEN", "WHAT"]);
+    for run in &list.runs {
+        table.row([
+            run.id.to_string(),
+            run.pipeline.clone(),
+            output::short_commit(&run.commit),
+            run.ref_name.as_deref().map(output::short_ref).unwrap_or_default().to_owned(),
+            output::run_word(run).1,
+            output::ago(run.created_at, now),
+            run.sentence.clone(),
+        ]);
+    }
+    output::print(&table.render())?;
+    match list.next {
+        Some(next) => {
+            context.ui.progress(&format!("older ones: buildyard runs --before {next}"));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The runs that an ID means; for commands about whole runs.
+async fn runs_meant(client: &Client, id: Option<&str>) -> Result<Vec<RunId>> {
+    match target::resolve(client, id).await? {
+        Target::Runs(runs) => Ok(runs),
+        Target::Job(job) => Err(not_a_run(&job.to_string(), job.run)),
+        Target::Attempt(attempt) => Err(not_a_run(&attempt.to_string(), attempt.run())),
+    }
+}
+
+fn not_a_run(id: &str, run: RunId) -> CliError {
+    CliError::usage(format!("{id} is not a run")).hint(format!("it belongs to {run}"))
+}
+
+async fn show(context: &Context, client: &Client, id: Option<&str>) -> Result {
+    let mut views = Vec::new();
+    for run in runs_meant(client, id).await? {
+        views.push(target::run(client, run).await?);
+    }
+    if context.ui.json() {
+        return match views.as_slice() {
+            [one] => output::print_json(one),
+            several => output::print_json(&several),
+        };
+    }
+    for (index, run) in views.iter().enumerate() {
+        if index > 0 {
+            output::print("")?;
+        }
+        show_run(context, run)?;
+    }
+    Ok(())
+}
+
+fn show_run(context: &Context, run: &RunView) -> Result {
+    let (tone, word) = output::run_word(run);
+    let title = terminal::line(&format!("{} {}: ", run.id, run.pipeline));
+    output::print(&format!("{title}{}", context.ui.paint(tone, &terminal::line(&word))))?;
+    let ref_name = run.ref_name.as_deref().map(output::short_ref);
+    let of = ref_name.map(|name| format!(" ({name})")).unwrap_or_default();
+    let mut facts = vec![
+        run.sentence.clone(),
+        format!("repository  {}", run.repository),
+        format!("commit      {}{of}", run.commit),
+        format!("file        {}", run.file),
+        format!("images      {}", run.images),
+        format!("accepted    {}", output::utc(run.created_at)),
+    ];
+    if let Some(end) = run.finished_at {
+        facts.push(format!("ended       {}, after {}", output::utc(end), end.since(run.created_at)));
+    }
+    for fact in facts {
+        output::print(&format!("  {}", terminal::line(&fact)))?;
+    }
+    for diagnostic in &run.diagnostics {
+        output::print(&format!("\n{}", terminal::block(&diagnostic.to_string())))?;
+    }
+    if !run.jobs.is_empty() {
+        output::print("")?;
+        output::print(&jobs::table(&run.jobs).render())?;
+    }
+    Ok(())
+}
+
+async fn cancel(context: &Context, client: &Client, args: CancelArgs) -> Result {
+    for run in runs_meant(client, Some(&args.id)).await? {
+        let id = run.to_string();
+        if args.dry_run {
+            let view = target::run(client, run).await?;
+            context.ui.progress(&format!("would cancel {id} ({}): {}", view.pipeline, view.sentence));
+            continue;
+        }
+        client.act(Method::POST, &["runs", &id, "cancel"]).await?;
+        context.ui.progress(&format!("{id} is being cancelled; `buildyard watch {id}` shows its end"));
+    }
+    Ok(())
+}

@@ -1,1 +1,0 @@
-//! buildyard-test-golden
