@@ -12,7 +12,8 @@ use crate::lifecycle::run::Run;
 use crate::lifecycle::worker::Liveness;
 use crate::record::Record;
 use crate::state::State;
-use crate::why::WhyWaiting;
+use crate::why::{self, WhyWaiting};
+use crate::{answer, decide};
 
 /// What follows from one input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,45 +68,43 @@ impl Core {
     }
 
     /// Decides one input and applies the records.
-    pub fn decide(&mut self, _input: Input, _now: Timestamp) -> Decision {
-        Decision { records: Vec::new(), reply: Reply::Done, news: BTreeSet::new(), settled: Vec::new() }
+    ///
+    /// If their commit fails, this core knows more than the store: it has to be thrown away and made anew from
+    /// what the store has.
+    pub fn decide(&mut self, input: Input, now: Timestamp) -> Decision {
+        decide::decide(&mut self.state, input, now)
     }
 
     /// The next moment at which something is due though no input arrives. The driver hands in
-    /// [`Input::Tick`] then, or any other input.
+    /// [`Input::Tick`] then, after the other inputs that it has.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
-        None
+        self.state.index.timers.next()
     }
 
-    /// What a worker with a held call should be told now, against what that call reported.
-    pub fn answer(&self, _worker: WorkerId, _reported: &[AttemptReport]) -> Answer {
-        let response = SyncResponse {
-            lease_ms: self.state.settings.lease_ms,
-            run: Vec::new(),
-            stop: Vec::new(),
-            forget: Vec::new(),
-        };
-        Answer { response, idle: true }
+    /// What a worker with a held call should be told now, against what that call reported. To be asked only
+    /// while everything that was decided is committed.
+    pub fn answer(&self, worker: WorkerId, reported: &[AttemptReport]) -> Answer {
+        answer::answer(&self.state, worker, reported)
     }
 
     /// Why a job does not run yet; `None` when it is not waiting or not known here.
-    pub fn why(&self, _job: JobId, _now: Timestamp) -> Option<WhyWaiting> {
-        None
+    pub fn why(&self, job: JobId, now: Timestamp) -> Option<WhyWaiting> {
+        why::why(&self.state, job, now)
     }
 
     /// Whether a worker answers; `None` when there is no such worker.
-    pub fn liveness(&self, _worker: WorkerId, _now: Timestamp) -> Option<Liveness> {
-        None
+    pub fn liveness(&self, worker: WorkerId, now: Timestamp) -> Option<Liveness> {
+        self.state.liveness(worker, now)
     }
 
     /// What the attempts of a worker use together, those included of which something is left.
-    pub fn used(&self, _worker: WorkerId) -> Capacity {
-        Capacity::default()
+    pub fn used(&self, worker: WorkerId) -> Capacity {
+        self.state.used(worker)
     }
 
     /// The attempts of a worker of which something is left, live or not.
-    pub fn held(&self, _worker: WorkerId) -> Vec<AttemptId> {
-        Vec::new()
+    pub fn held(&self, worker: WorkerId) -> Vec<AttemptId> {
+        self.state.held(worker).map(|attempt| attempt.id).collect()
     }
 
     /// How long a call that asks nothing of its worker is held: a third of the lease, at most 30 s.

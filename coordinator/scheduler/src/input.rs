@@ -10,8 +10,9 @@ use crate::record::Compiled;
 /// Something that happened outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// Nothing but the passing of time. Leases, limits and back-offs are looked at on every input; this one
-    /// makes sure that there is one.
+    /// Nothing but the passing of time. Leases, limits and back-offs are looked at on this input alone, so that
+    /// calls which waited for a slow commit are heard before anybody is called lost: the driver decides the
+    /// inputs that it has, then this one if [`crate::Core::next_wakeup`] has come.
     Tick,
     /// Somebody wants a pipeline to run.
     Submit {
@@ -113,6 +114,12 @@ pub enum Rejection {
     /// No such worker.
     #[error("there is no {0}")]
     NoWorker(WorkerId),
+    /// The farm holds as many unfinished runs as it may.
+    #[error("the farm holds {limit} unfinished runs already; try again when some are finished")]
+    TooManyRuns {
+        /// How many that is.
+        limit: usize,
+    },
     /// It is final.
     #[error("{0} is finished already")]
     AlreadyFinished(String),

@@ -8,10 +8,18 @@
 //! What is not here: clocks, randomness, HTTP, SQL, TOML. Time and worker ids come in as data; run numbers and
 //! fences are counted in the state.
 
+mod answer;
 pub mod core;
+mod decide;
+pub mod demand;
+mod index;
 pub mod input;
+pub mod invariants;
 pub mod lifecycle;
+pub mod placement;
 pub mod record;
+mod refusal;
+pub mod retry;
 pub mod state;
 pub mod why;
 

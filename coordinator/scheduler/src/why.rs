@@ -2,7 +2,19 @@
 
 use std::fmt;
 
-use buildyard_types::Timestamp;
+use buildyard_types::worker::Capacity;
+use buildyard_types::{JobId, Timestamp};
+
+use crate::demand::{Demand, minus, room};
+use crate::index::pool::Room;
+use crate::lifecycle::job::{Job, JobState};
+use crate::lifecycle::worker::Worker;
+use crate::placement::{TakesNone, takes_work};
+use crate::refusal::{Unmet, unmet};
+use crate::state::State;
+
+/// Jobs ahead are counted up to here.
+pub const MOST_AHEAD: usize = 1_000;
 
 /// Why a job was not placed. Displays as one sentence without a full stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +40,13 @@ pub enum WhyWaiting {
         /// What that one lacks.
         missing: Vec<String>,
     },
+    /// Workers match, but all of them are too small.
+    NoneLargeEnough {
+        /// The matching worker that lacks least.
+        nearest: String,
+        /// What that one lacks.
+        lacking: Vec<String>,
+    },
     /// Workers match, but none of them takes work.
     NoneAvailable {
         /// Matching workers that do not answer.
@@ -45,11 +64,71 @@ pub enum WhyWaiting {
         needs: String,
         /// The most that one of them has free, as a clause.
         free: String,
-        /// Jobs of the same demand that are older.
+        /// Jobs of the same demand that are older; counted up to [`MOST_AHEAD`].
         ahead: usize,
     },
     /// Its turn comes with the next decision.
     Next,
+}
+
+/// Why a job does not run yet; `None` when it is not waiting or not known.
+pub(crate) fn why(state: &State, job: JobId, now: Timestamp) -> Option<WhyWaiting> {
+    let job = state.jobs.get(&job)?;
+    match &job.state {
+        JobState::Waiting => Some(WhyWaiting::Needs { jobs: open_needs(state, job) }),
+        JobState::Queued { not_before, .. } if *not_before > now => {
+            Some(WhyWaiting::BackingOff { until: *not_before, now })
+        }
+        JobState::Queued { since, .. } => Some(queued(state, job, *since, now)),
+        JobState::Assigned { .. }
+        | JobState::Running { .. }
+        | JobState::Stopping { .. }
+        | JobState::Finished { .. } => None,
+    }
+}
+
+fn open_needs(state: &State, job: &Job) -> Vec<String> {
+    let needs = job.needs.iter().filter_map(|need| state.jobs.get(need));
+    needs.filter(|need| need.state.outcome().is_none()).map(|need| need.spec.name.clone()).collect()
+}
+
+fn queued(state: &State, job: &Job, since: Timestamp, now: Timestamp) -> WhyWaiting {
+    if state.workers.is_empty() {
+        return WhyWaiting::NoWorkerJoined;
+    }
+    let demand = Demand::of(&job.spec);
+    match unmet(state, &demand) {
+        Some(Unmet::Labels { nearest, missing }) => return WhyWaiting::NoneMatches { nearest, missing },
+        Some(Unmet::Size { nearest, lacking }) => return WhyWaiting::NoneLargeEnough { nearest, lacking },
+        None => {}
+    }
+    let (mut away, mut cordoned, mut unfit) = (Vec::new(), Vec::new(), Vec::new());
+    let mut takers: Vec<Capacity> = Vec::new();
+    for worker in state.workers.values().filter(|worker| could_take(worker, &demand)) {
+        let name = worker.name.clone();
+        match takes_work(state, worker, now) {
+            Ok(()) => takers.push(minus(worker.offer.capacity, state.used(worker.id))),
+            Err(TakesNone::Away) => away.push(name),
+            Err(TakesNone::Cordoned) => cordoned.push(name),
+            Err(TakesNone::Unfit(reason)) => unfit.push(format!("{name} ({reason})")),
+        }
+    }
+    let Some(most_free) = takers.iter().max_by_key(|free| Room::of(**free)) else {
+        return WhyWaiting::NoneAvailable { away, cordoned, unfit };
+    };
+    if takers.iter().any(|free| demand.share.fits(free)) {
+        return WhyWaiting::Next;
+    }
+    WhyWaiting::Busy {
+        workers: takers.len(),
+        needs: demand.share.to_string(),
+        free: room(most_free),
+        ahead: state.index.queue.ahead(&demand, (since, job.id), MOST_AHEAD),
+    }
+}
+
+fn could_take(worker: &Worker, demand: &Demand) -> bool {
+    worker.satisfies(&demand.labels) && demand.share.fits(&worker.offer.capacity)
 }
 
 impl fmt::Display for WhyWaiting {
@@ -61,24 +140,46 @@ impl fmt::Display for WhyWaiting {
             }
             WhyWaiting::NoWorkerJoined => f.write_str("no worker has joined yet"),
             WhyWaiting::NoneMatches { nearest, missing } => {
-                write!(f, "no worker matches; the nearest, {nearest}, lacks {}", missing.join(", "))
+                write!(f, "no known worker matches; the nearest, {nearest}, lacks {}", missing.join(", "))
             }
-            WhyWaiting::NoneAvailable { away, cordoned, unfit } => {
-                write!(f, "no matching worker takes work: {}", parts(away, cordoned, unfit))
-            }
-            WhyWaiting::Busy { workers, needs, free, ahead } => {
+            WhyWaiting::NoneLargeEnough { nearest, lacking } => {
                 write!(
                     f,
-                    "all {workers} matching workers are busy: needs {needs}; most free: {free}; {ahead} jobs ahead"
+                    "no matching worker is large enough; the nearest, {nearest}, lacks {}",
+                    lacking.join(", ")
                 )
+            }
+            WhyWaiting::NoneAvailable { away, cordoned, unfit } => {
+                let said: Vec<String> = [("away", away), ("cordoned", cordoned), ("unfit", unfit)]
+                    .into_iter()
+                    .filter(|(_, names)| !names.is_empty())
+                    .map(|(what, names)| format!("{what}: {}", some_of(names)))
+                    .collect();
+                write!(f, "no matching worker takes work ({})", said.join("; "))
+            }
+            WhyWaiting::Busy { workers, needs, free, ahead } => {
+                let busy = match workers {
+                    1 => "the matching worker is busy".to_owned(),
+                    many => format!("all {many} matching workers are busy"),
+                };
+                let ahead = match ahead {
+                    0 => "it is next in line".to_owned(),
+                    1 => "1 job is ahead of it".to_owned(),
+                    &MOST_AHEAD => format!("{MOST_AHEAD} jobs or more are ahead of it"),
+                    many => format!("{many} jobs are ahead of it"),
+                };
+                write!(f, "{busy}: it needs {needs}, the most that is free is {free}; {ahead}")
             }
             WhyWaiting::Next => f.write_str("is placed next"),
         }
     }
 }
 
-fn parts(away: &[String], cordoned: &[String], unfit: &[String]) -> String {
-    let named = [("away", away), ("cordoned", cordoned), ("unfit", unfit)];
-    let said = named.iter().filter(|(_, names)| !names.is_empty());
-    said.map(|(what, names)| format!("{} {what}", names.join(", "))).collect::<Vec<_>>().join("; ")
+/// The first few names, so that a sentence stays one.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),
+        Some(0) | None => names.join(", "),
+    }
 }

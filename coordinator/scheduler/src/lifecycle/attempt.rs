@@ -1,7 +1,7 @@
 //! The life of an attempt: Live (with its job's Assigned, Running, Stopping), Ended, Removed.
 
-use buildyard_types::worker::EndReport;
-use buildyard_types::{AttemptId, Fence, Timestamp, WorkerId};
+use buildyard_types::worker::{EndReport, Usage};
+use buildyard_types::{AttemptId, Fence, Outcome, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// One placement of a job on one worker.
@@ -44,7 +44,57 @@ pub enum AttemptState {
     },
 }
 
+/// What can happen to an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttemptEvent {
+    /// It ended.
+    End {
+        /// How.
+        report: EndReport,
+        /// Whether nothing is left of it.
+        removed: bool,
+    },
+    /// Nothing is left of it.
+    Remove,
+}
+
 impl AttemptState {
+    /// The state after an event; `None` when it changes nothing: the first end of an attempt is its end.
+    pub fn on(&self, event: AttemptEvent, now: Timestamp) -> Option<AttemptState> {
+        match (self, event) {
+            (AttemptState::Live, AttemptEvent::End { report, removed: false }) => {
+                Some(AttemptState::Ended { report, at: now })
+            }
+            (AttemptState::Live, AttemptEvent::End { report, removed: true }) => {
+                Some(AttemptState::Removed { report, at: now })
+            }
+            (
+                AttemptState::Ended { report, at },
+                AttemptEvent::Remove | AttemptEvent::End { removed: true, .. },
+            ) => Some(AttemptState::Removed { report: report.clone(), at: *at }),
+            // A live attempt ends first: something that may still run is never taken for gone.
+            (AttemptState::Live, AttemptEvent::Remove)
+            | (AttemptState::Ended { .. }, AttemptEvent::End { removed: false, .. })
+            | (AttemptState::Removed { .. }, AttemptEvent::End { .. } | AttemptEvent::Remove) => None,
+        }
+    }
+
+    /// Whether it holds its job.
+    pub fn is_live(&self) -> bool {
+        match self {
+            AttemptState::Live => true,
+            AttemptState::Ended { .. } | AttemptState::Removed { .. } => false,
+        }
+    }
+
+    /// Whether nothing of it is left on its worker.
+    pub fn is_removed(&self) -> bool {
+        match self {
+            AttemptState::Removed { .. } => true,
+            AttemptState::Live | AttemptState::Ended { .. } => false,
+        }
+    }
+
     /// How it ended, once it has.
     pub fn report(&self) -> Option<&EndReport> {
         match self {
@@ -60,5 +110,47 @@ impl AttemptState {
             AttemptState::Ended { .. } => "ended",
             AttemptState::Removed { .. } => "removed",
         }
+    }
+}
+
+/// The report of an attempt whose end the coordinator decided by itself.
+pub fn decided_end(outcome: Outcome) -> EndReport {
+    EndReport { outcome, steps: Vec::new(), usage: Usage::default(), notes: Vec::new(), image_digest: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(note: &str) -> EndReport {
+        EndReport { notes: vec![note.into()], ..decided_end(Outcome::Passed) }
+    }
+
+    fn end(note: &str, removed: bool) -> AttemptEvent {
+        AttemptEvent::End { report: report(note), removed }
+    }
+
+    #[test]
+    fn an_attempt_ends_once_and_keeps_its_first_report() {
+        let (t1, t2) = (Timestamp(1), Timestamp(2));
+        let ended = AttemptState::Live.on(end("first", false), t1).expect("live attempts end");
+        assert_eq!(ended, AttemptState::Ended { report: report("first"), at: t1 });
+        assert_eq!(ended.on(end("second", false), t2), None, "a late report changes nothing");
+        let removed = AttemptState::Removed { report: report("first"), at: t1 };
+        assert_eq!(ended.on(end("second", true), t2), Some(removed.clone()));
+        assert_eq!(ended.on(AttemptEvent::Remove, t2), Some(removed.clone()));
+        assert_eq!(removed.on(end("third", true), t2), None);
+        assert_eq!(removed.on(AttemptEvent::Remove, t2), None);
+    }
+
+    #[test]
+    fn a_live_attempt_is_not_taken_for_gone() {
+        assert_eq!(AttemptState::Live.on(AttemptEvent::Remove, Timestamp(1)), None);
+    }
+
+    #[test]
+    fn an_attempt_may_end_and_be_gone_at_once() {
+        let removed = AttemptState::Live.on(end("only", true), Timestamp(1));
+        assert_eq!(removed, Some(AttemptState::Removed { report: report("only"), at: Timestamp(1) }));
     }
 }

@@ -1,6 +1,6 @@
 //! The life of a job: Waiting, Queued, Assigned, Running, Stopping, Finished.
 
-use buildyard_types::{AttemptId, JobId, JobSpec, Outcome, Timestamp, WorkerId};
+use buildyard_types::{AttemptId, Fault, JobId, JobSpec, Outcome, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// A node of a run's graph.
@@ -26,7 +26,8 @@ pub enum JobState {
     Waiting,
     /// Waiting for a worker.
     Queued {
-        /// Since when; a retry keeps the moment of the first queueing.
+        /// Its place in the order. A retry counts from its first placement, so that it goes before all jobs
+        /// that were queued after that.
         since: Timestamp,
         /// Not to be placed before this (back-off after a farm fault).
         not_before: Timestamp,
@@ -69,7 +70,119 @@ pub enum JobState {
     },
 }
 
+/// What can happen to a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobEvent {
+    /// Its gates are all open.
+    Open,
+    /// It was given to a worker.
+    Place {
+        /// As which attempt.
+        attempt: AttemptId,
+        /// To whom.
+        worker: WorkerId,
+    },
+    /// Its first step began.
+    Start {
+        /// When.
+        at: Timestamp,
+    },
+    /// It has to end, and its worker has to be told.
+    Stop {
+        /// How it will have ended.
+        outcome: Outcome,
+        /// When its worker is evicted if it has not answered.
+        deadline: Timestamp,
+    },
+    /// The farm failed it, and it is tried again.
+    Requeue {
+        /// Its place in the order.
+        since: Timestamp,
+        /// Not before this.
+        not_before: Timestamp,
+    },
+    /// It is over.
+    Finish {
+        /// How it ended.
+        outcome: Outcome,
+        /// When its first attempt began its first step, if one did.
+        started: Option<Timestamp>,
+    },
+}
+
 impl JobState {
+    /// The state after an event; `None` when the event does not concern a job in this state, as a late report
+    /// does not concern a finished one.
+    pub fn on(&self, event: JobEvent, now: Timestamp) -> Option<JobState> {
+        match (self, event) {
+            (JobState::Waiting, JobEvent::Open) => Some(JobState::Queued { since: now, not_before: now }),
+            (JobState::Queued { .. }, JobEvent::Place { attempt, worker }) => {
+                Some(JobState::Assigned { attempt, worker })
+            }
+            (JobState::Assigned { attempt, worker }, JobEvent::Start { at }) => {
+                Some(JobState::Running { attempt: *attempt, worker: *worker, started: at })
+            }
+            (
+                JobState::Assigned { attempt, worker } | JobState::Running { attempt, worker, .. },
+                JobEvent::Stop { outcome, deadline },
+            ) => Some(JobState::Stopping { attempt: *attempt, worker: *worker, outcome, deadline }),
+            // Stopped because the farm was slow, and now somebody does not want it any more: it must not be
+            // tried again. The worker knows of the stop already, so its deadline stays.
+            (
+                JobState::Stopping { attempt, worker, outcome: before, deadline },
+                JobEvent::Stop { outcome, .. },
+            ) if before.fault() == Fault::Farm && outcome.fault() != Fault::Farm => {
+                Some(JobState::Stopping { attempt: *attempt, worker: *worker, outcome, deadline: *deadline })
+            }
+            (
+                JobState::Assigned { .. } | JobState::Running { .. } | JobState::Stopping { .. },
+                JobEvent::Requeue { since, not_before },
+            ) => Some(JobState::Queued { since, not_before }),
+            (
+                JobState::Waiting
+                | JobState::Queued { .. }
+                | JobState::Assigned { .. }
+                | JobState::Running { .. }
+                | JobState::Stopping { .. },
+                JobEvent::Finish { outcome, started },
+            ) => Some(JobState::Finished { outcome, started, ended: now }),
+            (JobState::Waiting, JobEvent::Place { .. } | JobEvent::Start { .. })
+            | (
+                JobState::Waiting | JobState::Queued { .. },
+                JobEvent::Stop { .. } | JobEvent::Requeue { .. },
+            )
+            | (JobState::Queued { .. }, JobEvent::Open | JobEvent::Start { .. })
+            | (JobState::Assigned { .. }, JobEvent::Open | JobEvent::Place { .. })
+            | (JobState::Running { .. }, JobEvent::Open | JobEvent::Place { .. } | JobEvent::Start { .. })
+            | (
+                JobState::Stopping { .. },
+                JobEvent::Open | JobEvent::Place { .. } | JobEvent::Start { .. } | JobEvent::Stop { .. },
+            )
+            | (
+                JobState::Finished { .. },
+                JobEvent::Open
+                | JobEvent::Place { .. }
+                | JobEvent::Start { .. }
+                | JobEvent::Stop { .. }
+                | JobEvent::Requeue { .. }
+                | JobEvent::Finish { .. },
+            ) => None,
+        }
+    }
+
+    /// How the job ends when its attempt ended with `reported`. A job that was told to stop ends by the cause
+    /// of the stop, whatever its last moments looked like from the worker.
+    pub fn settles_as(&self, reported: &Outcome) -> Outcome {
+        match self {
+            JobState::Stopping { outcome, .. } => outcome.clone(),
+            JobState::Waiting
+            | JobState::Queued { .. }
+            | JobState::Assigned { .. }
+            | JobState::Running { .. }
+            | JobState::Finished { .. } => reported.clone(),
+        }
+    }
+
     /// The attempt that holds the job now, and its worker.
     pub fn live(&self) -> Option<(AttemptId, WorkerId)> {
         match self {
@@ -102,5 +215,95 @@ impl JobState {
             JobState::Stopping { .. } => "stopping",
             JobState::Finished { .. } => "finished",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use buildyard_types::outcome::{InfraCause, TimeLimit};
+    use buildyard_types::{Millis, RunId};
+
+    const NOW: Timestamp = Timestamp(1_000);
+
+    fn attempt() -> AttemptId {
+        RunId(1).job(0).attempt(1)
+    }
+
+    fn infra() -> Outcome {
+        Outcome::Infra { cause: InfraCause::Engine, detail: String::new() }
+    }
+
+    fn cancelled() -> Outcome {
+        Outcome::Cancelled { by: "by admin".into() }
+    }
+
+    fn stopping(outcome: Outcome) -> JobState {
+        JobState::Stopping { attempt: attempt(), worker: WorkerId(7), outcome, deadline: Timestamp(9) }
+    }
+
+    fn states() -> Vec<JobState> {
+        let (attempt, worker) = (attempt(), WorkerId(7));
+        vec![
+            JobState::Waiting,
+            JobState::Queued { since: NOW, not_before: NOW },
+            JobState::Assigned { attempt, worker },
+            JobState::Running { attempt, worker, started: NOW },
+            stopping(cancelled()),
+            JobState::Finished { outcome: Outcome::Passed, started: None, ended: NOW },
+        ]
+    }
+
+    fn events() -> Vec<(&'static str, JobEvent)> {
+        let (attempt, worker) = (attempt(), WorkerId(7));
+        vec![
+            ("open", JobEvent::Open),
+            ("place", JobEvent::Place { attempt, worker }),
+            ("start", JobEvent::Start { at: NOW }),
+            ("stop", JobEvent::Stop { outcome: cancelled(), deadline: NOW }),
+            ("requeue", JobEvent::Requeue { since: NOW, not_before: NOW }),
+            ("finish", JobEvent::Finish { outcome: Outcome::Passed, started: None }),
+        ]
+    }
+
+    /// The whole machine as a table: state, event, state after it (`-`: nothing).
+    #[test]
+    fn every_pair_of_state_and_event_is_as_the_table_says() {
+        let table = [
+            ("waiting", ["queued", "-", "-", "-", "-", "finished"]),
+            ("queued", ["-", "assigned", "-", "-", "-", "finished"]),
+            ("assigned", ["-", "-", "running", "stopping", "queued", "finished"]),
+            ("running", ["-", "-", "-", "stopping", "queued", "finished"]),
+            ("stopping", ["-", "-", "-", "-", "queued", "finished"]),
+            ("finished", ["-", "-", "-", "-", "-", "-"]),
+        ];
+        for (state, (name, row)) in states().iter().zip(table) {
+            assert_eq!(state.name(), name);
+            for ((event_name, event), expected) in events().into_iter().zip(row) {
+                let after = state.on(event, NOW).map_or("-", |after| after.name());
+                assert_eq!(after, expected, "{name} on {event_name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancel_takes_the_place_of_a_stop_that_would_have_been_tried_again() {
+        let stop = JobEvent::Stop { outcome: cancelled(), deadline: Timestamp(99) };
+        let after = stopping(infra()).on(stop, NOW);
+        assert_eq!(after, Some(stopping(cancelled())), "the outcome is new, the deadline is not");
+    }
+
+    #[test]
+    fn a_stop_by_the_farm_does_not_take_the_place_of_a_cancel() {
+        let stop = JobEvent::Stop { outcome: infra(), deadline: NOW };
+        assert_eq!(stopping(cancelled()).on(stop, NOW), None);
+    }
+
+    #[test]
+    fn a_stopped_job_ends_by_the_cause_of_the_stop() {
+        let limit = Outcome::TimedOut { limit: TimeLimit::Job, after_ms: Millis(5) };
+        assert_eq!(stopping(limit.clone()).settles_as(&Outcome::Passed), limit);
+        let running = JobState::Running { attempt: attempt(), worker: WorkerId(7), started: NOW };
+        assert_eq!(running.settles_as(&infra()), infra());
     }
 }

@@ -57,7 +57,47 @@ pub enum RunState {
     },
 }
 
+/// What can happen to a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunEvent {
+    /// Its jobs are known.
+    Activate,
+    /// Its file is wrong, or asks for what the farm does not have.
+    Refuse {
+        /// Every mistake that was found.
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// It is over.
+    Finish {
+        /// The sum of its jobs.
+        verdict: Verdict,
+        /// Why, where no job says it.
+        reason: Option<String>,
+    },
+}
+
 impl RunState {
+    /// The state after an event; `None` when the event does not concern a run in this state.
+    pub fn on(&self, event: RunEvent, now: Timestamp) -> Option<RunState> {
+        match (self, event) {
+            (RunState::Received | RunState::AwaitingApproval { .. }, RunEvent::Activate) => {
+                Some(RunState::Active)
+            }
+            (RunState::Received | RunState::AwaitingApproval { .. }, RunEvent::Refuse { diagnostics }) => {
+                Some(RunState::Refused { diagnostics, at: now })
+            }
+            (
+                RunState::Received | RunState::AwaitingApproval { .. } | RunState::Active,
+                RunEvent::Finish { verdict, reason },
+            ) => Some(RunState::Finished { verdict, reason, at: now }),
+            (RunState::Active, RunEvent::Activate | RunEvent::Refuse { .. })
+            | (
+                RunState::Refused { .. } | RunState::Finished { .. },
+                RunEvent::Activate | RunEvent::Refuse { .. } | RunEvent::Finish { .. },
+            ) => None,
+        }
+    }
+
     /// Whether nothing will change any more.
     pub fn is_final(&self) -> bool {
         match self {
@@ -74,6 +114,42 @@ impl RunState {
             RunState::AwaitingApproval { .. } => "awaiting_approval",
             RunState::Active => "active",
             RunState::Finished { .. } => "finished",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_of_state_and_event_is_as_the_table_says() {
+        let now = Timestamp(1);
+        let states = [
+            RunState::Received,
+            RunState::AwaitingApproval { since: now },
+            RunState::Active,
+            RunState::Refused { diagnostics: Vec::new(), at: now },
+            RunState::Finished { verdict: Verdict::Passed, reason: None, at: now },
+        ];
+        let table = [
+            ("received", ["active", "refused", "finished"]),
+            ("awaiting_approval", ["active", "refused", "finished"]),
+            ("active", ["-", "-", "finished"]),
+            ("refused", ["-", "-", "-"]),
+            ("finished", ["-", "-", "-"]),
+        ];
+        for (state, (name, row)) in states.iter().zip(table) {
+            assert_eq!(state.name(), name);
+            let events = [
+                RunEvent::Activate,
+                RunEvent::Refuse { diagnostics: Vec::new() },
+                RunEvent::Finish { verdict: Verdict::Failed, reason: None },
+            ];
+            for (event, expected) in events.into_iter().zip(row) {
+                let said = format!("{name} on {event:?}");
+                assert_eq!(state.on(event, now).map_or("-", |after| after.name()), expected, "{said}");
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use buildyard_types::worker::Offer;
-use buildyard_types::{Labels, Timestamp, WorkerId};
+use buildyard_types::{LabelExpr, Labels, Millis, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// A host that runs attempts: what is on record of it.
@@ -28,6 +28,19 @@ impl Worker {
     pub fn labels(&self) -> Labels {
         Labels { facts: self.offer.facts.clone(), pools: self.pools.clone() }
     }
+
+    /// Whether it offers what an expression asks: `labels().satisfy(…)` without making the labels, since
+    /// placement asks this of many workers.
+    pub fn satisfies(&self, expr: &LabelExpr) -> bool {
+        match expr {
+            LabelExpr::Any => true,
+            LabelExpr::Fact(key, value) => self.offer.facts.get(key) == Some(value),
+            LabelExpr::Pool(name) => self.pools.contains(name),
+            LabelExpr::Not(inner) => !self.satisfies(inner),
+            LabelExpr::All(parts) => parts.iter().all(|part| self.satisfies(part)),
+            LabelExpr::Either(parts) => parts.iter().any(|part| self.satisfies(part)),
+        }
+    }
 }
 
 /// What is known of a worker in this process only: it is not committed and starts empty.
@@ -41,6 +54,13 @@ pub struct Heard {
     pub sequence: u64,
 }
 
+impl Heard {
+    /// Whether a call is newer than the last one. Calls that were overtaken on their way are not.
+    pub fn is_before(&self, session: u64, sequence: u64) -> bool {
+        (self.session, self.sequence) < (session, sequence)
+    }
+}
+
 /// Whether a worker answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Liveness {
@@ -48,17 +68,59 @@ pub enum Liveness {
     Fresh,
     /// Not heard of for longer than the lease.
     Quiet,
-    /// Not heard of since the coordinator started. Unknown is not dead.
+    /// Not heard of since the coordinator started, and that is less than a lease ago. Unknown is not dead.
     Unknown,
 }
 
 impl Liveness {
+    /// Computed from the last call, never stored. `listening_since` is when this process began to listen: a
+    /// worker that it has not heard of has a full lease from there before anybody calls it quiet.
+    pub fn of(heard: Option<&Heard>, listening_since: Timestamp, lease: Millis, now: Timestamp) -> Self {
+        match heard {
+            Some(heard) if now < heard.at + lease => Liveness::Fresh,
+            Some(_) => Liveness::Quiet,
+            None if now < listening_since + lease => Liveness::Unknown,
+            None => Liveness::Quiet,
+        }
+    }
+
     /// The name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Liveness::Fresh => "fresh",
             Liveness::Quiet => "quiet",
             Liveness::Unknown => "unknown",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn liveness_is_computed_from_the_last_call() {
+        let heard = Heard { at: Timestamp(100), session: 1, sequence: 1 };
+        for (heard, now, expected) in [
+            (Some(&heard), 100, Liveness::Fresh),
+            (Some(&heard), 114, Liveness::Fresh),
+            (Some(&heard), 115, Liveness::Quiet),
+            (None, 100, Liveness::Unknown),
+            (None, 104, Liveness::Unknown),
+            (None, 105, Liveness::Quiet),
+        ] {
+            let found = Liveness::of(heard, Timestamp(90), Millis(15), Timestamp(now));
+            assert_eq!(found, expected, "{heard:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn calls_are_ordered_by_session_then_by_number() {
+        let heard = Heard { at: Timestamp(0), session: 4, sequence: 9 };
+        for (session, sequence, newer) in
+            [(4, 10, true), (4, 9, false), (4, 8, false), (5, 1, true), (3, 99, false)]
+        {
+            assert_eq!(heard.is_before(session, sequence), newer, "{session}/{sequence}");
         }
     }
 }

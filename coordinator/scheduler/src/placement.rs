@@ -1,0 +1,174 @@
+//! Which queued job goes to which worker.
+//!
+//! [`plan`] is the rule: a function of the whole state, looking at everything. [`next`] gives the same placements
+//! one by one from the indexes, looking only at what changed since the last time; property tests hold the two
+//! against each other.
+//!
+//! The rule: jobs in order of their age; each goes to the best worker that matches its labels, takes work and has
+//! room. Best is who did not fail this job before, then who holds its image, then who has most room.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use buildyard_types::worker::Capacity;
+use buildyard_types::{JobId, Timestamp, WorkerId};
+
+use crate::demand::{Demand, Share, minus, plus};
+use crate::index::pool::Room;
+use crate::index::queue::{Head, Place};
+use crate::lifecycle::job::{Job, JobState};
+use crate::lifecycle::worker::{Liveness, Worker};
+use crate::state::State;
+
+/// How good a worker is for a job; greater is better.
+type Rank = (bool, bool, Room, Reverse<WorkerId>);
+
+/// What the choice between workers that fit depends on, beside their room.
+struct Wish<'s> {
+    demand: &'s Demand,
+    image: &'s str,
+    /// Workers of earlier attempts: after a farm fault another one is preferred.
+    tried: BTreeSet<WorkerId>,
+}
+
+impl<'s> Wish<'s> {
+    fn of(state: &State, job: &'s Job, demand: &'s Demand) -> Self {
+        let tried = state.attempts_at(job.id).map(|attempt| attempt.worker).collect();
+        Self { demand, image: &job.spec.image, tried }
+    }
+
+    fn rank(&self, worker: WorkerId, holds_image: bool, room: Room) -> Rank {
+        (!self.tried.contains(&worker), holds_image, room, Reverse(worker))
+    }
+}
+
+/// Everything that can be placed now, by the plain rule, in the order in which it is placed.
+pub fn plan(state: &State, now: Timestamp) -> Vec<(JobId, WorkerId)> {
+    let mut free: BTreeMap<WorkerId, Capacity> = state
+        .workers
+        .values()
+        .filter(|worker| takes_work(state, worker, now).is_ok())
+        .map(|worker| (worker.id, minus(worker.offer.capacity, state.used(worker.id))))
+        .collect();
+    let mut placed = Vec::new();
+    for job in ready_jobs(state, now) {
+        let demand = Demand::of(&job.spec);
+        let wish = Wish::of(state, job, &demand);
+        let best = free
+            .iter()
+            .filter(|(id, free)| {
+                demand.share.fits(free) && state.workers[*id].labels().satisfy(&demand.labels)
+            })
+            .map(|(id, free)| {
+                let holds = state.workers[id].offer.images.iter().any(|image| image == wish.image);
+                wish.rank(*id, holds, Room::of(*free))
+            })
+            .max();
+        if let Some((_, _, room, Reverse(worker))) = best {
+            let Share { cpu_millis, memory, disk } = demand.share;
+            let used = plus(Capacity::default(), Share { cpu_millis, memory, disk });
+            free.insert(worker, minus(room.capacity(), used));
+            placed.push((job.id, worker));
+        }
+    }
+    placed
+}
+
+fn ready_jobs(state: &State, now: Timestamp) -> Vec<&Job> {
+    let since = |job: &Job| match &job.state {
+        JobState::Queued { since, not_before } if *not_before <= now => Some(*since),
+        JobState::Queued { .. }
+        | JobState::Waiting
+        | JobState::Assigned { .. }
+        | JobState::Running { .. }
+        | JobState::Stopping { .. }
+        | JobState::Finished { .. } => None,
+    };
+    let mut ready: Vec<(Place, &Job)> =
+        state.jobs.values().filter_map(|job| Some(((since(job)?, job.id), job))).collect();
+    ready.sort_by_key(|(place, _)| *place);
+    ready.into_iter().map(|(_, job)| job).collect()
+}
+
+/// Why a worker takes no work, whatever its room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakesNone {
+    /// It does not answer.
+    Away,
+    /// Somebody cordoned it.
+    Cordoned,
+    /// It says so itself, or it did not stop what it was told to stop.
+    Unfit(String),
+}
+
+/// Whether a worker may be given work now.
+pub fn takes_work(state: &State, worker: &Worker, now: Timestamp) -> Result<(), TakesNone> {
+    match state.liveness(worker.id, now) {
+        Some(Liveness::Fresh) => {}
+        Some(Liveness::Quiet | Liveness::Unknown) | None => return Err(TakesNone::Away),
+    }
+    if worker.cordoned {
+        return Err(TakesNone::Cordoned);
+    }
+    if let Some(reason) = &worker.offer.unfit {
+        return Err(TakesNone::Unfit(reason.clone()));
+    }
+    if state.index.pool.holding(worker.id).is_some_and(|holding| holding.disobeys()) {
+        return Err(TakesNone::Unfit("it holds an attempt that it did not stop".to_owned()));
+    }
+    Ok(())
+}
+
+/// The next placement, from the indexes. `cursor` is where the pass stands; a pass begins with `None` and is over
+/// when nothing is given any more.
+pub(crate) fn next(state: &mut State, cursor: &mut Option<Place>) -> Option<(JobId, WorkerId)> {
+    loop {
+        // Without renewed workers a blocked class is still blocked.
+        let blocked_too = !state.index.pool.nothing_renewed();
+        let Some(head) = state.index.queue.next_head(*cursor, blocked_too) else {
+            state.index.pool.settle();
+            return None;
+        };
+        if let Some(worker) = best_for(state, &head) {
+            return Some((head.place.1, worker));
+        }
+        if !head.blocked {
+            state.index.queue.block(&head);
+        }
+        *cursor = Some(head.place);
+    }
+}
+
+fn best_for(state: &State, head: &Head) -> Option<WorkerId> {
+    let job = state.jobs.get(&head.place.1)?;
+    let wish = Wish::of(state, job, &head.demand);
+    let pool = &state.index.pool;
+    if head.blocked {
+        let mut renewed: Vec<(Room, WorkerId)> = pool.renewed().collect();
+        renewed.sort_by_key(|(room, worker)| (Reverse(*room), *worker));
+        best(state, &wish, renewed.into_iter())
+    } else {
+        best(state, &wish, pool.by_room())
+    }
+}
+
+/// The best of workers that come most room first.
+fn best(state: &State, wish: &Wish<'_>, by_room: impl Iterator<Item = (Room, WorkerId)>) -> Option<WorkerId> {
+    let holders = state.index.pool.holders(wish.image);
+    let mut best: Option<Rank> = None;
+    for (room, worker) in by_room {
+        let fits = wish.demand.share.fits(&room.capacity());
+        let matches = || state.workers.get(&worker).is_some_and(|known| known.satisfies(&wish.demand.labels));
+        if !fits || !matches() {
+            continue;
+        }
+        let holds_image = holders.is_some_and(|holders| holders.contains(&worker));
+        let rank = wish.rank(worker, holds_image, room);
+        best = best.max(Some(rank));
+        // Who comes later has no more room, so only the first two parts of the rank could be better.
+        if rank.0 && (holds_image || holders.is_none()) {
+            break;
+        }
+    }
+    best.map(|(_, _, _, Reverse(worker))| worker)
+}
