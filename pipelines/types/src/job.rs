@@ -145,7 +145,7 @@ pub struct Diagnostic {
     pub column: u32,
     /// How many characters of that line are meant; at least 1 when a line is named.
     pub length: u32,
-    /// The text of that line.
+    /// The text of that line; empty where it is too long to be shown.
     pub source: String,
     /// Stable name of the kind of mistake: `unknown-key`.
     pub code: String,
@@ -165,14 +165,16 @@ impl std::fmt::Display for Diagnostic {
             let gutter = self.line.to_string().len();
             let blank = " ".repeat(gutter);
             write!(f, "\n{blank}--> {}:{}:{}", self.file, self.line, self.column)?;
-            write!(f, "\n{blank} |\n{} | {}", self.line, self.source)?;
-            let indent: String = self
-                .source
-                .chars()
-                .take(self.column.saturating_sub(1) as usize)
-                .map(|c| if c == '\t' { '\t' } else { ' ' })
-                .collect();
-            write!(f, "\n{blank} | {indent}{}", "^".repeat(self.length.max(1) as usize))?;
+            if !self.source.is_empty() || self.column == 1 {
+                write!(f, "\n{blank} |\n{} | {}", self.line, self.source)?;
+                let indent: String = self
+                    .source
+                    .chars()
+                    .take(self.column.saturating_sub(1) as usize)
+                    .map(|c| if c == '\t' { '\t' } else { ' ' })
+                    .collect();
+                write!(f, "\n{blank} | {indent}{}", "^".repeat(self.length.max(1) as usize))?;
+            }
         }
         if let Some(help) = &self.help {
             write!(f, "\n  help: {help}")?;
