@@ -29,10 +29,16 @@ impl std::fmt::Display for Broken {
 }
 
 /// What is wrong, or nothing.
-type Check = Result<(), String>;
+pub type Check = Result<(), String>;
+
+/// A truth about a state, with its name.
+pub type OfState = (&'static str, fn(&State) -> Check);
+
+/// A truth about a record, with its name.
+pub type OfRecord = (&'static str, fn(&State, &Record) -> Check);
 
 /// Truths about a state between two decisions.
-pub const OF_STATE: &[(&str, fn(&State) -> Check)] = &[
+pub const OF_STATE: &[OfState] = &[
     ("a job has at most one live attempt", one_live_attempt),
     ("a job on a worker is held by a live attempt, and no other job is", held_by_live_attempt),
     ("a waiting job has a need that is open, and none that failed", waiting_for_something),
@@ -47,7 +53,7 @@ pub const OF_STATE: &[(&str, fn(&State) -> Check)] = &[
 ];
 
 /// Truths about a record, seen against the state that it is applied to.
-pub const OF_RECORD: &[(&str, fn(&State, &Record) -> Check)] = &[
+pub const OF_RECORD: &[OfRecord] = &[
     ("finished is final", finished_is_final),
     ("the first end of an attempt is its end", first_end_counts),
     ("only what the farm did is tried again", only_farm_faults_again),
@@ -60,17 +66,13 @@ pub const OF_RECORD: &[(&str, fn(&State, &Record) -> Check)] = &[
 
 /// Every truth about the state that does not hold.
 pub fn broken_in(state: &State) -> Vec<Broken> {
-    let check = |(name, check): &(&'static str, fn(&State) -> Check)| {
-        check(state).err().map(|detail| Broken { name, detail })
-    };
+    let check = |(name, check): &OfState| check(state).err().map(|detail| Broken { name, detail });
     OF_STATE.iter().filter_map(check).collect()
 }
 
 /// Every truth that a record breaks, were it applied to this state.
 pub fn broken_by(before: &State, record: &Record) -> Vec<Broken> {
-    let check = |(name, check): &(&'static str, fn(&State, &Record) -> Check)| {
-        check(before, record).err().map(|detail| Broken { name, detail })
-    };
+    let check = |(name, check): &OfRecord| check(before, record).err().map(|detail| Broken { name, detail });
     OF_RECORD.iter().filter_map(check).collect()
 }
 

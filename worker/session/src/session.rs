@@ -1,0 +1,350 @@
+//! Every attempt of one worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use buildyard_types::outcome::{InfraCause, TimeLimit};
+use buildyard_types::worker::{
+    AttemptOrder, AttemptProgress, AttemptReport, EndReport, StopCause, StopOrder, SyncResponse, Usage,
+};
+use buildyard_types::{AttemptId, Fence, Millis, Outcome, Timestamp};
+
+use crate::event::{Action, Event, Held, JournalEntry};
+
+/// The attempts of one worker, and until when it has a right to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Session {
+    attempts: BTreeMap<AttemptId, (Fence, Held)>,
+    /// End of the lease, and end less margin. Only grows.
+    lease: Option<Lease>,
+    /// Attempts that were fenced. They are not kept alive again, whatever the coordinator says later.
+    fenced: BTreeSet<AttemptId>,
+    /// The greatest fence that was forgotten. Orders at or below it are repetitions: fences grow, and every
+    /// answer carries all orders that are open.
+    forgotten: Option<Fence>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Lease {
+    until: Timestamp,
+    fence_at: Timestamp,
+}
+
+impl Lease {
+    /// A lease counts from when the call was sent: the coordinator's counts from when it arrived, which is later.
+    fn of(sent: Timestamp, lease_ms: Millis) -> Self {
+        let margin = Millis(lease_ms.0 / 5);
+        let until = sent + lease_ms;
+        Self { until, fence_at: until - margin }
+    }
+}
+
+impl Session {
+    /// Takes up what the journal holds. Entries without an end are being re-adopted: they count as preparing
+    /// until the shell says otherwise.
+    pub fn adopt(entries: impl IntoIterator<Item = JournalEntry>) -> Self {
+        let held = |entry: JournalEntry| {
+            let held = match entry.ended {
+                None => Held::Preparing,
+                Some(report) => Held::Ended { report: Box::new(report), removed: false, on_record: false },
+            };
+            (entry.order.attempt, (entry.order.fence, held))
+        };
+        Self { attempts: entries.into_iter().map(held).collect(), ..Self::default() }
+    }
+
+    /// Takes note of an event and says what to do about it, in this order.
+    pub fn on(&mut self, event: Event, now: Timestamp) -> Vec<Action> {
+        let mut actions = Vec::new();
+        // Before anything else: init has stopped the steps by now, so an answer that comes this late cannot
+        // bring them back.
+        self.fence_if_due(now, &mut actions);
+        match event {
+            Event::Answered { sent, response } => self.answered(sent, response, now, &mut actions),
+            Event::Started { attempt } => self.started(attempt, now, &mut actions),
+            Event::Ended { attempt, report } => self.ended(attempt, report, &mut actions),
+            Event::Removed { attempt } => self.removed(attempt, &mut actions),
+            Event::Tick => {}
+        }
+        actions
+    }
+
+    /// What to tell the coordinator.
+    pub fn report(&self, now: Timestamp) -> Vec<AttemptReport> {
+        let progress = |held: &Held| match held {
+            Held::Preparing => AttemptProgress::Preparing,
+            Held::Running { since } => AttemptProgress::Running { for_ms: now.since(*since) },
+            Held::Stopping { .. } => AttemptProgress::Stopping,
+            Held::Ended { report, removed, .. } => {
+                AttemptProgress::Ended { report: report.clone(), removed: *removed }
+            }
+        };
+        let report = |(attempt, (fence, held)): (&AttemptId, &(Fence, Held))| AttemptReport {
+            attempt: *attempt,
+            fence: *fence,
+            state: progress(held),
+        };
+        self.attempts.iter().map(report).collect()
+    }
+
+    /// Every attempt that is held.
+    pub fn attempts(&self) -> &BTreeMap<AttemptId, (Fence, Held)> {
+        &self.attempts
+    }
+
+    /// When the lease of the attempts ends; `None` before the first answer.
+    pub fn lease_until(&self) -> Option<Timestamp> {
+        self.lease.map(|lease| lease.until)
+    }
+
+    /// When the steps of all attempts are stopped if no answer comes before: the lease less its margin. `None`
+    /// before the first answer.
+    pub fn fence_at(&self) -> Option<Timestamp> {
+        self.lease.map(|lease| lease.fence_at)
+    }
+
+    /// The next moment at which the session wants [`Event::Tick`]: when the lease is about to end.
+    pub fn next_wakeup(&self) -> Option<Timestamp> {
+        let unfenced = |(attempt, (_, held)): (&AttemptId, &(Fence, Held))| {
+            is_live(held) && !self.fenced.contains(attempt)
+        };
+        let lease = self.lease?;
+        self.attempts.iter().any(unfenced).then_some(lease.fence_at)
+    }
+
+    /// Whether the steps of an attempt may begin now: it is preparing, and its lease is live. The shell asks
+    /// right before it hands the job to init, also after a restart.
+    pub fn may_start(&self, attempt: AttemptId, now: Timestamp) -> bool {
+        let preparing = match self.attempts.get(&attempt) {
+            Some((_, Held::Preparing)) => true,
+            Some((_, Held::Running { .. } | Held::Stopping { .. } | Held::Ended { .. })) | None => false,
+        };
+        preparing && self.fence_at().is_some_and(|fence_at| now < fence_at)
+    }
+
+    fn fence_if_due(&mut self, now: Timestamp, actions: &mut Vec<Action>) {
+        let Some(lease) = self.lease else {
+            // Nothing was answered since the start: what runs was begun by an earlier life of this worker, and
+            // its init knows how long it may.
+            return;
+        };
+        if now < lease.fence_at {
+            return;
+        }
+        for (attempt, (_, held)) in &mut self.attempts {
+            if is_live(held) && self.fenced.insert(*attempt) {
+                actions.push(Action::Fence { attempt: *attempt });
+                match held {
+                    Held::Preparing | Held::Running { .. } => {
+                        *held = Held::Stopping { cause: StopCause::Revoked };
+                    }
+                    Held::Stopping { .. } | Held::Ended { .. } => {}
+                }
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        sent: Timestamp,
+        response: SyncResponse,
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) {
+        let granted = Lease::of(sent, response.lease_ms);
+        let renewed = self.lease.is_none_or(|lease| lease < granted);
+        if renewed {
+            self.lease = Some(granted);
+        }
+        let mut news = false;
+        for order in response.stop {
+            news |= self.stop(order, actions);
+        }
+        for attempt in response.forget {
+            self.on_record(attempt, actions);
+        }
+        let mut orders = response.run;
+        // In the order in which they were given, or an order could fall below a fence that is forgotten.
+        orders.sort_by_key(|order| order.fence);
+        // The order's own lease, not a later one: the coordinator may have given up waiting since.
+        if now < granted.fence_at {
+            for order in orders {
+                news |= self.begin(order, actions);
+            }
+        }
+        if renewed {
+            self.keep_alive(actions);
+        }
+        if news {
+            actions.push(Action::SyncNow);
+        }
+    }
+
+    /// Says whether the coordinator should hear of it at once.
+    fn stop(&mut self, order: StopOrder, actions: &mut Vec<Action>) -> bool {
+        let StopOrder { attempt, fence, cause, grace_ms } = order;
+        match self.attempts.get_mut(&attempt) {
+            Some((held_fence, held)) if *held_fence == fence => match held {
+                Held::Preparing | Held::Running { .. } => {
+                    *held = Held::Stopping { cause: cause.clone() };
+                    actions.push(Action::Stop { attempt, cause, grace_ms });
+                    true
+                }
+                Held::Stopping { .. } | Held::Ended { .. } => false,
+            },
+            // Held under another fence: the coordinator has that from the report, and speaks of it by itself.
+            Some(_) => false,
+            None => {
+                // The order may still be on its way. It must find the attempt over.
+                let report = Box::new(never_began(&cause));
+                self.attempts
+                    .insert(attempt, (fence, Held::Ended { report, removed: true, on_record: false }));
+                true
+            }
+        }
+    }
+
+    /// Says whether the coordinator should hear of it at once.
+    fn begin(&mut self, order: AttemptOrder, actions: &mut Vec<Action>) -> bool {
+        let attempt = order.attempt;
+        match self.attempts.get_mut(&attempt) {
+            Some((fence, held)) => {
+                let older = *fence < order.fence;
+                match held {
+                    // An older life of the same attempt, as after the coordinator's store was restored from a
+                    // backup: it has to go first, and the order comes again.
+                    Held::Preparing | Held::Running { .. } if older => {
+                        let cause = StopCause::Revoked;
+                        *held = Held::Stopping { cause: cause.clone() };
+                        actions.push(Action::Stop { attempt, cause, grace_ms: Millis(0) });
+                        true
+                    }
+                    Held::Preparing | Held::Running { .. } | Held::Stopping { .. } | Held::Ended { .. } => {
+                        false
+                    }
+                }
+            }
+            None if self.forgotten.is_some_and(|forgotten| order.fence <= forgotten) => false,
+            None => {
+                self.attempts.insert(attempt, (order.fence, Held::Preparing));
+                actions.push(Action::Begin { order });
+                true
+            }
+        }
+    }
+
+    /// The end of an attempt is on record.
+    fn on_record(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
+        if let Some((_, Held::Ended { removed, on_record, .. })) = self.attempts.get_mut(&attempt) {
+            *on_record = true;
+            if *removed {
+                self.drop_attempt(attempt, actions);
+            }
+        }
+    }
+
+    fn drop_attempt(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
+        if let Some((fence, _)) = self.attempts.remove(&attempt) {
+            self.forgotten = self.forgotten.max(Some(fence));
+            self.fenced.remove(&attempt);
+            actions.push(Action::Forget { attempt });
+        }
+    }
+
+    fn keep_alive(&self, actions: &mut Vec<Action>) {
+        let Some(Lease { fence_at: until, .. }) = self.lease else {
+            return;
+        };
+        for (attempt, (_, held)) in &self.attempts {
+            let wanted = match held {
+                Held::Preparing | Held::Running { .. } => true,
+                Held::Stopping { cause: StopCause::Cancelled { .. } | StopCause::TimedOut { .. } } => true,
+                // Its place may be taken already.
+                Held::Stopping { cause: StopCause::Revoked } => false,
+                Held::Ended { .. } => false,
+            };
+            if wanted && !self.fenced.contains(attempt) {
+                actions.push(Action::KeepAlive { attempt: *attempt, until });
+            }
+        }
+    }
+
+    fn started(&mut self, attempt: AttemptId, now: Timestamp, actions: &mut Vec<Action>) {
+        if let Some((_, held @ Held::Preparing)) = self.attempts.get_mut(&attempt) {
+            *held = Held::Running { since: now };
+            actions.push(Action::SyncNow);
+        }
+    }
+
+    fn ended(&mut self, attempt: AttemptId, report: EndReport, actions: &mut Vec<Action>) {
+        let fenced = self.fenced.contains(&attempt);
+        let Some((_, held)) = self.attempts.get_mut(&attempt) else {
+            return;
+        };
+        match held {
+            Held::Preparing | Held::Running { .. } | Held::Stopping { .. } => {
+                let report = Box::new(if fenced { after_fence(report) } else { report });
+                *held = Held::Ended { report, removed: false, on_record: false };
+                actions.push(Action::SyncNow);
+            }
+            Held::Ended { .. } => {}
+        }
+    }
+
+    fn removed(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
+        let Some((_, held)) = self.attempts.get_mut(&attempt) else {
+            return;
+        };
+        match held {
+            Held::Ended { removed, on_record, .. } if !*removed => {
+                *removed = true;
+                if *on_record {
+                    self.drop_attempt(attempt, actions);
+                }
+                // The coordinator counts its share of this worker until it hears that it is gone.
+                actions.push(Action::SyncNow);
+            }
+            Held::Ended { .. } | Held::Preparing | Held::Running { .. } | Held::Stopping { .. } => {}
+        }
+    }
+}
+
+fn is_live(held: &Held) -> bool {
+    match held {
+        Held::Preparing | Held::Running { .. } | Held::Stopping { .. } => true,
+        Held::Ended { .. } => false,
+    }
+}
+
+/// The end of an attempt that was told to stop before it was begun.
+fn never_began(cause: &StopCause) -> EndReport {
+    let outcome = match cause {
+        StopCause::Cancelled { by } => Outcome::Cancelled { by: by.clone() },
+        StopCause::TimedOut { after_ms } => Outcome::TimedOut { limit: TimeLimit::Job, after_ms: *after_ms },
+        StopCause::Revoked => Outcome::Infra {
+            cause: InfraCause::Worker,
+            detail: "the attempt was revoked before it began".to_owned(),
+        },
+    };
+    EndReport { outcome, steps: Vec::new(), usage: Usage::default(), notes: Vec::new(), image_digest: None }
+}
+
+/// A fenced attempt was killed by the farm. Whatever that made its steps look like is not the job's failure; what
+/// had passed before it, has passed.
+fn after_fence(report: EndReport) -> EndReport {
+    let outcome = match report.outcome {
+        Outcome::Passed => Outcome::Passed,
+        Outcome::Failed { .. }
+        | Outcome::TimedOut { .. }
+        | Outcome::OutOfMemory { .. }
+        | Outcome::DiskQuota { .. }
+        | Outcome::LogCap { .. }
+        | Outcome::Cancelled { .. }
+        | Outcome::Skipped { .. }
+        | Outcome::Refused { .. }
+        | Outcome::Infra { .. } => Outcome::Infra {
+            cause: InfraCause::SelfFenced,
+            detail: "the worker had no word from the coordinator until its lease ran out".to_owned(),
+        },
+    };
+    EndReport { outcome, ..report }
+}
