@@ -5,7 +5,10 @@
 
 pub mod artifacts;
 pub mod backoff;
+pub mod cgroup;
+pub mod channel;
 pub mod client;
+pub mod config;
 pub mod data;
 pub mod engine;
 pub mod host;

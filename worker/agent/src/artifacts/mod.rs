@@ -30,7 +30,7 @@ const MAX_ENTRIES: usize = 1_000_000;
 const MAX_NOTES: usize = 10;
 
 /// How much one attempt may keep.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ArtifactLimits {
     /// Files of one artifact.
     pub files: usize,
