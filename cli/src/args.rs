@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    artifacts, config, explain, images, jobs, logs, runs, status, trigger, watch, whoami, workers,
+    artifacts, check, config, explain, images, jobs, logs, runs, status, trigger, watch, whoami, workers,
 };
 use crate::config::Layer;
 use crate::output::Format;
@@ -71,6 +71,8 @@ impl Global {
 pub(crate) enum Command {
     /// The farm at a glance
     Status(status::StatusArgs),
+    /// Check pipeline files with the coordinator's own compiler
+    Check(check::CheckArgs),
     /// Start a run of a repository on the farm
     Trigger(trigger::TriggerArgs),
     /// Watch a run to its end; the exit status is the verdict

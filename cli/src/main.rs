@@ -11,6 +11,7 @@ mod config;
 mod exit;
 mod logs;
 mod output;
+mod pipelines;
 mod target;
 mod terminal;
 

@@ -138,11 +138,6 @@ impl Table {
         self.rows.push(cells.into_iter().map(|cell| terminal::line(&cell)).collect());
     }
 
-    /// Whether it has no rows but its headings.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.len() == 1
-    }
-
     /// The table as text without a last line feed.
     pub(crate) fn render(&self) -> String {
         let columns = self.rows[0].len();

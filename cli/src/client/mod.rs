@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::exit::{CliError, Kind, Result};
 
 pub(crate) use follow::{Follow, Followed};
-pub(crate) use locate::{DEFAULT_LISTEN, Endpoint, locate_url};
+pub(crate) use locate::{Endpoint, locate_url};
 pub(crate) use patience::Patience;
 
 /// Longest answer that is read into memory.
@@ -192,7 +192,7 @@ impl Client {
 /// Whether the same call may succeed when it is made again.
 pub(crate) fn is_passing(error: &CliError) -> bool {
     let status = error.problem.as_ref().map(|problem| problem.status);
-    error.kind == Kind::Unreachable || matches!(status, Some(502..=504))
+    error.kind == Kind::Unreachable || matches!(status, Some(429 | 502..=504))
 }
 
 /// The innermost cause: `Connection refused`.

@@ -1,6 +1,7 @@
 //! One file for each noun or verb of the command line.
 
 pub(crate) mod artifacts;
+pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod explain;
 pub(crate) mod images;
@@ -22,6 +23,7 @@ use crate::exit::Result;
 /// Carries a command out.
 pub(crate) async fn dispatch(context: &Context, command: Command) -> Result {
     match command {
+        Command::Check(args) => check::run(context, args),
         Command::Status(args) => status::run(context, args).await,
         Command::Trigger(args) => trigger::run(context, args).await,
         Command::Watch(args) => watch::run(context, args).await,
