@@ -63,6 +63,7 @@ fn holder(file: &mut File) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says by a panic what is not as expected")]
 mod tests {
     use super::*;
 

@@ -37,18 +37,18 @@ pub(crate) async fn open(path: &Path, migrations: &Migrator) -> Result<SqliteSto
     make_private(path, is_new)?;
     let failed = |during| database_error(path, during);
 
-    let mut conn = SqliteConnection::connect_with(&write_options(path)).await.map_err(failed("opening"))?;
+    // A pool of one, since a migrator that is given a bare connection makes a future that cannot change threads.
+    let writer = SqlitePoolOptions::new().max_connections(1).connect_with(write_options(path));
+    let writer = writer.await.map_err(failed("opening"))?;
     // A fresh log for this start: see `wal`.
-    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-        .execute(&mut conn)
-        .await
-        .map_err(failed("checkpointing"))?;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&writer).await.map_err(failed("checkpointing"))?;
     let newest = newest(migrations);
     if schema > 0 && schema < newest {
-        copy(&mut conn, path, schema).await?;
+        copy(&writer, path, schema).await?;
     }
-    migrations.run(&mut conn).await.map_err(|source| migration_error(path, newest, source))?;
-    check_counters(&mut conn, path).await?;
+    migrations.run(&writer).await.map_err(|source| migration_error(path, newest, source))?;
+    check_counters(&writer, path).await?;
+    let conn = writer.acquire().await.map_err(failed("opening"))?.detach();
 
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
@@ -203,7 +203,7 @@ fn read_options(path: &Path) -> SqliteConnectOptions {
 }
 
 /// A copy as of before the migration, made under another name first: a copy that is there is whole.
-async fn copy(conn: &mut SqliteConnection, path: &Path, schema: i64) -> Result<(), OpenError> {
+async fn copy(conn: &SqlitePool, path: &Path, schema: i64) -> Result<(), OpenError> {
     let whole = beside(path, &format!(".before-{}", schema + 1));
     let partial = beside(path, ".copy");
     match fs::remove_file(&partial) {
@@ -230,7 +230,7 @@ async fn copy(conn: &mut SqliteConnection, path: &Path, schema: i64) -> Result<(
 }
 
 /// Numbers are never given twice: the counters are at least as great as what they counted.
-async fn check_counters(conn: &mut SqliteConnection, path: &Path) -> Result<(), OpenError> {
+async fn check_counters(conn: &SqlitePool, path: &Path) -> Result<(), OpenError> {
     let row = sqlx::query!(
         r#"SELECT last_run >= (SELECT coalesce(max(id), 0) FROM runs) AS "runs!: bool",
                last_fence >= (SELECT coalesce(max(fence), 0) FROM attempts) AS "fences!: bool",
