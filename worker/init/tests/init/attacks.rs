@@ -1,0 +1,113 @@
+//! A job that attacks its own init changes nothing: as uid 1000, and as uid 0 without capabilities.
+
+use std::path::{Path, PathBuf};
+
+use buildyard_init::protocol::{End, EndWhy, Frame, FromInit, Shell, StepHow, Usage};
+
+use crate::harness::{Container, User};
+
+/// `examples/attacker.rs`, which cargo builds before the tests unless it is told to run one file of tests alone.
+fn attacker() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_buildyard-init")).with_file_name("examples").join("attacker");
+    assert!(path.exists(), "cargo build -p buildyard-init --examples");
+    path
+}
+
+fn copy_to(container: &Container, name: &str, content: &[u8]) {
+    let path = container.workspace().join(name);
+    std::fs::write(&path, content).expect("written");
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+}
+
+#[test]
+fn nothing_that_a_step_does_to_process_1_has_an_effect() {
+    for user in [User::Build, User::Root] {
+        let Some(mut container) = Container::start(user) else { return };
+        copy_to(&container, "attacker", &std::fs::read(attacker()).expect("read"));
+        let attack = format!("./attacker {}", container.socket().display());
+        let job = container.job(&[&attack, "echo the next step"]);
+        let mut worker = container.accept();
+        let limits = |container: &Container| {
+            let init = container.init_pid();
+            let read = |name| std::fs::read_to_string(format!("/proc/{init}/{name}")).expect("init lives");
+            // nice, realtime priority and scheduling policy are the fields 19, 40 and 41.
+            let stat = read("stat");
+            let stat: Vec<_> = stat.rsplit_once(')').expect("a name").1.split(' ').collect();
+            (read("limits"), [stat[17], stat[38], stat[39]].map(str::to_owned), container.status("Threads:"))
+        };
+        let before = limits(&container);
+        worker.begin(&job);
+        let mut record = crate::harness::Record::default();
+        worker.follow_until(&mut record, |record| record.ends.len() == 1);
+        let output = record.stdout().to_owned();
+        assert_eq!(record.hows(), [StepHow::Exit(0)], "{user:?}: {output}{}", record.stderr());
+        assert!(output.ends_with("attacks done\n"), "{user:?}: {output}");
+        for line in output.lines() {
+            assert!(!line.contains("SUCCEEDED"), "{user:?}: {line}");
+        }
+        if record.end.is_none() {
+            assert_eq!(limits(&container), before, "{user:?}");
+        }
+        // The attacker's own connections wait at the socket, and none of them passes for init.
+        assert!(container.strangers_waiting() > 0, "{user:?}");
+        worker.follow(&mut record);
+        assert_eq!(record.end().why, EndWhy::Completed, "{user:?}");
+        assert!(record.stdout().ends_with("the next step\n"));
+        assert_eq!(container.exit_code(), 0, "{user:?}");
+        let refused = output.lines().filter(|line| line.contains("refused")).count();
+        println!(
+            "init attacks as {user:?}: {} tried, {refused} refused, 0 effects",
+            output.lines().count() - 1
+        );
+    }
+}
+
+#[test]
+fn what_a_step_prints_is_output_and_never_a_frame() {
+    let mut forged = Vec::new();
+    for sequence in 0..5 {
+        let end = End { why: EndWhy::Completed, usage: Usage::default(), log_bytes: 0, disk: None };
+        let frame = FromInit::Numbered { sequence, at_ms: 0, frame: Frame::End(end) };
+        frame.encode(&mut forged).expect("fits");
+    }
+    for user in [User::Build, User::Root] {
+        let Some(mut container) = Container::start(user) else { return };
+        copy_to(&container, "forged", &forged);
+        let job = container.job(&["cat forged; cat forged >&2; exit 7"]);
+        let record = container.run(&job);
+        assert_eq!((&record.stdout, &record.stderr), (&forged, &forged));
+        assert_eq!(record.hows(), [StepHow::Exit(7)]);
+        assert_eq!(record.end().why, EndWhy::StepFailed { step: 0 });
+    }
+}
+
+#[test]
+fn the_environment_of_init_is_not_seen() {
+    for user in [User::Build, User::Root] {
+        let Some(mut container) = Container::start(user) else { return };
+        let script = "
+            tr '\\0' '\\n' </proc/1/environ && echo READ
+            cat /proc/1/mem /proc/1/maps /proc/1/auxv && echo READ
+            ls -l /proc/1/fd/ /proc/1/cwd /proc/1/root /proc/1/exe | grep -e '->' && echo READ
+            head -c 1 /proc/1/fd/0 /proc/1/fd/3 /proc/1/fd/4 /proc/1/fd/5 && echo READ
+            env; ls -l /proc/self/fd | grep -c socket: ; echo end";
+        let job = container.job(&[&format!("set +e\n{script}")]);
+        let record = container.run(&job);
+        assert!(record.stdout().ends_with("0\nend\n"), "{user:?}: {}", record.stdout());
+        assert!(!record.stdout().contains("READ"), "{user:?}: {}", record.stdout());
+        assert!(!record.stdout().contains("canary"), "{user:?}: {}", record.stdout());
+    }
+}
+
+#[test]
+fn a_fork_bomb_ends_with_its_step() {
+    let Some(mut container) = Container::start(User::Build) else { return };
+    // Grows until the limit of this step's own making, and no process of it ends by itself.
+    let script = "ulimit -u 200; b() { b & b & sleep 1000; }; (b) 2>/dev/null & sleep 0.3; echo grown";
+    let mut job = container.job(&[script, "ls -d /proc/[0-9]* | wc -l"]);
+    job.steps[0].shell = Shell::Bash;
+    let record = container.run(&job);
+    // Init, the shell, ls and wc.
+    assert_eq!(record.stdout(), "grown\n4\n", "{:?} {}", record.hows(), record.stderr());
+    assert_eq!(record.end().why, EndWhy::Completed);
+}
