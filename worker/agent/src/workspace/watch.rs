@@ -1,0 +1,254 @@
+//! Counting what an attempt writes where no file system of its own caps it.
+//!
+//! The tree that is counted belongs to a job that may be changing it, or fighting the count. So every folder is opened
+//! beneath its root without following links or crossing into another file system, each look does a bounded amount of
+//! work and goes on where the last one stopped, and what cannot be counted counts as too much.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use buildyard_types::ByteSize;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{DiskCap, Workspace};
+use crate::engine::ContainerDetails;
+
+/// Entries that one look counts: about 30 ms of work.
+const ENTRIES_PER_LOOK: usize = 20_000;
+/// Folders that may wait for their turn. A job with more of them has more inodes than any limit allows.
+const MAX_PENDING: usize = 200_000;
+
+/// Watches what a container writes where nothing else caps it: its own root, the volumes of its image, and the
+/// workspace where that has no file system of its own.
+#[derive(Debug)]
+pub struct DiskWatch {
+    roots: Vec<PathBuf>,
+    limit: ByteSize,
+    whole: bool,
+    walk: Option<Walk>,
+    last: Option<u64>,
+    budget: usize,
+}
+
+/// What a look found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootUsage {
+    /// Within the limit as far as was seen.
+    Within {
+        /// Bytes of the last whole round, where there was one.
+        bytes: Option<u64>,
+    },
+    /// More than the limit, or built so that it cannot be counted.
+    Over {
+        /// Bytes counted so far; there may be more.
+        bytes: u64,
+    },
+}
+
+/// One round over all roots.
+#[derive(Debug)]
+struct Walk {
+    /// A root's number and a folder below it.
+    pending: Vec<(usize, PathBuf)>,
+    bytes: u64,
+}
+
+/// What one folder did to the count.
+enum Step {
+    Counted,
+    Uncountable,
+}
+
+impl DiskWatch {
+    /// Watches a container and its workspace.
+    pub fn new(container: &ContainerDetails, workspace: &Workspace) -> Self {
+        let mut roots = container.other_dirs.clone();
+        roots.extend(container.upper_dir.clone());
+        match workspace.cap {
+            DiskCap::Hard => {}
+            DiskCap::Watched => roots.push(workspace.disk.clone()),
+        }
+        Self::over(roots, workspace.limit, container.upper_dir.is_some())
+    }
+
+    fn over(roots: Vec<PathBuf>, limit: ByteSize, whole: bool) -> Self {
+        Self { roots, limit, whole, walk: None, last: None, budget: ENTRIES_PER_LOOK }
+    }
+
+    /// Whether all that the container can write is seen. Not with storage drivers that do not say where it goes.
+    pub fn sees_all(&self) -> bool {
+        self.whole
+    }
+
+    /// Looks once, with bounded work: a large tree takes several calls for a round. Call it about once a second, on a
+    /// thread that may block.
+    pub fn look(&mut self) -> RootUsage {
+        let start =
+            || Walk { pending: (0..self.roots.len()).map(|root| (root, PathBuf::new())).collect(), bytes: 0 };
+        let mut walk = self.walk.take().unwrap_or_else(start);
+        let mut budget = self.budget;
+        while let Some((root, folder)) = walk.pending.pop() {
+            let step = walk.count(&self.roots, root, &folder, &mut budget);
+            if matches!(step, Step::Uncountable)
+                || walk.bytes > self.limit.0
+                || walk.pending.len() > MAX_PENDING
+            {
+                return RootUsage::Over { bytes: walk.bytes };
+            }
+            if budget == 0 {
+                self.walk = Some(walk);
+                return RootUsage::Within { bytes: self.last };
+            }
+        }
+        self.last = Some(walk.bytes);
+        RootUsage::Within { bytes: self.last }
+    }
+}
+
+impl Walk {
+    /// Counts the entries of one folder and puts its folders on the list. A folder is counted whole, so that no place
+    /// in the middle of it has to be kept; one with more entries than a look may count uses up the look.
+    fn count(&mut self, roots: &[PathBuf], root: usize, folder: &Path, budget: &mut usize) -> Step {
+        let opened = match open_beneath(&roots[root], folder) {
+            Ok(opened) => opened,
+            // Deeper than a path can be: no build needs that, and nothing in there could be counted.
+            Err(Errno::NAMETOOLONG) => return Step::Uncountable,
+            // Gone meanwhile, a link by now, or another file system's: nothing of ours to count.
+            Err(_) => return Step::Counted,
+        };
+        let Ok(entries) = rustix::fs::Dir::read_from(&opened) else { return Step::Counted };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            *budget = budget.saturating_sub(1);
+            let Ok(found) = rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            // A file with several names is counted in parts, one part for each of them.
+            let blocks = u64::try_from(found.st_blocks).unwrap_or(0);
+            let names = u64::from(found.st_nlink.max(1) as u32);
+            if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                self.bytes = self.bytes.saturating_add(blocks * 512);
+                self.pending.push((root, folder.join(OsStr::from_bytes(name.to_bytes()))));
+            } else {
+                self.bytes = self.bytes.saturating_add(blocks * 512 / names);
+            }
+            if self.pending.len() > MAX_PENDING {
+                return Step::Uncountable;
+            }
+        }
+        Step::Counted
+    }
+}
+
+/// Opens a folder below a root such that no link on the way, put there in the wrong moment, leads anywhere else.
+fn open_beneath(root: &Path, folder: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let root = rustix::fs::open(root, flags, Mode::empty())?;
+    if folder.as_os_str().is_empty() {
+        return Ok(root);
+    }
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_XDEV
+        | ResolveFlags::NO_MAGICLINKS;
+    let path = CString::new(folder.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+    rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch(root: &Path, limit: u64) -> DiskWatch {
+        DiskWatch::over(vec![root.to_owned()], ByteSize(limit), true)
+    }
+
+    fn write(path: &Path, bytes: usize) {
+        std::fs::write(path, vec![1; bytes]).expect("a file can be written");
+    }
+
+    #[test]
+    fn a_tree_is_counted_and_its_limit_noticed() {
+        let tree = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(tree.path().join("a/b")).expect("folders");
+        write(&tree.path().join("a/b/x"), 100_000);
+        let RootUsage::Within { bytes: Some(bytes) } = watch(tree.path(), 1 << 20).look() else {
+            panic!("small trees are counted at once");
+        };
+        assert!((100_000..200_000).contains(&bytes), "{bytes}");
+        write(&tree.path().join("a/y"), 1 << 20);
+        assert!(matches!(watch(tree.path(), 1 << 20).look(), RootUsage::Over { bytes } if bytes > 1 << 20));
+    }
+
+    #[test]
+    fn links_lead_nowhere() {
+        let tree = tempfile::tempdir().expect("a folder");
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        write(&elsewhere.path().join("big"), 1 << 20);
+        std::os::unix::fs::symlink(elsewhere.path(), tree.path().join("link")).expect("a link");
+        assert!(matches!(watch(tree.path(), 100_000).look(), RootUsage::Within { bytes: Some(_) }));
+        // Nor does a folder that became a link after it was put on the list.
+        let through = open_beneath(tree.path(), Path::new("link"));
+        assert!(through.is_err());
+        let out = open_beneath(tree.path(), Path::new("../"));
+        assert!(out.is_err());
+    }
+
+    #[test]
+    fn a_look_does_bounded_work_and_the_next_goes_on() {
+        let tree = tempfile::tempdir().expect("a folder");
+        for number in 0..10 {
+            let folder = tree.path().join(number.to_string());
+            std::fs::create_dir(&folder).expect("a folder");
+            write(&folder.join("x"), 10_000);
+        }
+        let mut watch = watch(tree.path(), 1 << 30);
+        watch.budget = 4;
+        assert_eq!(watch.look(), RootUsage::Within { bytes: None }, "the first look does not get through");
+        let mut looks = 1;
+        let bytes = loop {
+            looks += 1;
+            if let RootUsage::Within { bytes: Some(bytes) } = watch.look() {
+                break bytes;
+            }
+        };
+        assert!(bytes >= 100_000 && (3..=12).contains(&looks), "{bytes} bytes in {looks} looks");
+    }
+
+    #[test]
+    fn what_is_too_deep_to_count_counts_as_too_much() {
+        let tree = tempfile::tempdir().expect("a folder");
+        let mut at =
+            rustix::fs::open(tree.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).expect("open");
+        let name = "d".repeat(200);
+        for _ in 0..30 {
+            rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).expect("mkdir");
+            at = rustix::fs::openat(&at, name.as_str(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+                .expect("open");
+        }
+        let mut watch = watch(tree.path(), 1 << 30);
+        assert!(matches!(watch.look(), RootUsage::Over { .. }));
+        super::super::remove_tree(tree.path()).expect("and it can be removed all the same");
+        assert!(!tree.path().exists());
+    }
+
+    #[test]
+    fn holes_and_second_names_do_not_count() {
+        let tree = tempfile::tempdir().expect("a folder");
+        let sparse = std::fs::File::create(tree.path().join("sparse")).expect("a file");
+        sparse.set_len(1 << 40).expect("a long file");
+        write(&tree.path().join("one"), 100_000);
+        for number in 0..9 {
+            std::fs::hard_link(tree.path().join("one"), tree.path().join(number.to_string()))
+                .expect("a second name");
+        }
+        let RootUsage::Within { bytes: Some(bytes) } = watch(tree.path(), 1 << 30).look() else {
+            panic!("within")
+        };
+        assert!(bytes < 300_000, "{bytes}");
+    }
+}
