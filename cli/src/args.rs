@@ -18,16 +18,16 @@ Getting started:
   buildyard run                     run it here, without the farm
   buildyard trigger . --follow      run it on the farm and wait for the verdict
 
-An ID is a run (42), a job (job-42-3, 42/test), an attempt (att-42-3-1), or a commit, branch or tag of the
-checkout. Left out, it means the run of HEAD.
+An ID is a run (42), a job (job-42-3, 42/test), an attempt (att-42-3-1), or a commit, branch
+or tag of the checkout. Left out, it means the run of HEAD.
 
-Exit status: 0 ok, 1 negative verdict, 2 usage, 3 coordinator unreachable, 4 refused by policy or permission,
-5 farm fault or could not determine, 6 --timeout ran out, 130 interrupted.";
+Exit status: 0 ok, 1 negative verdict, 2 usage, 3 coordinator unreachable, 4 refused by policy
+or permission, 5 farm fault or could not determine, 6 --timeout ran out, 130 interrupted.";
 
 /// A build farm: every job in a throwaway container, every wait and failure explained.
 #[derive(Debug, Parser)]
 #[command(name = "buildyard", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
-#[command(max_term_width = 110)]
+#[command(max_term_width = 100)]
 pub(crate) struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -41,16 +41,17 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Who reads the output: people (text) or programs (json: the API's views; errors as problem documents)
+    /// `text` for people, `json` for programs: the API's views; errors are problem documents then
     #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    #[arg(hide_possible_values = true)]
     pub(crate) output: Format,
-    /// URL of the coordinator; the one of this machine by default [env: BUILDYARD_COORDINATOR]
+    /// URL of the coordinator; this machine's by default [env: BUILDYARD_COORDINATOR]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) coordinator: Option<String>,
-    /// File that holds the bearer token; the administrator's of this machine by default [env: BUILDYARD_TOKEN_FILE]
+    /// File of the bearer token; this machine's administrator's by default [env: BUILDYARD_TOKEN_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Where the farm of this machine keeps its data; /var/lib/buildyard by default [env: BUILDYARD_DATA_DIR]
+    /// Where this machine's farm keeps its data [env: BUILDYARD_DATA_DIR] [default: /var/lib/buildyard]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }

@@ -210,9 +210,10 @@ fn check_url(coordinator: &Sourced<String>) -> Result {
                 .hint("reach a distant coordinator through a tunnel, for example `ssh -L`"))
         }
         Ok(parsed) if parsed.scheme() != "http" => Err(said("its scheme is not http")),
-        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
-            Err(said("it holds a user or a password; tokens come from a file"))
-        }
+        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => Err(CliError::usage(
+            format!("the coordinator's URL ({}) holds a user or a password", coordinator.origin),
+        )
+        .hint("tokens come from a file: --token-file FILE")),
         Ok(_) => Ok(()),
     }
 }

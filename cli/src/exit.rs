@@ -117,11 +117,10 @@ impl CliError {
         self
     }
 
-    /// No coordinator answers at `url`. One line, whatever the cause.
+    /// No coordinator answers at `url`. Told in one line, whatever the cause.
     pub(crate) fn unreachable(url: &str, reason: &str) -> Self {
-        let message =
-            format!("cannot reach the coordinator at {url}: {reason}; start it with `buildyard up`");
-        Self::new(Kind::Unreachable, message)
+        Self::new(Kind::Unreachable, format!("cannot reach the coordinator at {url}: {reason}"))
+            .hint("start it with `buildyard up`")
     }
 
     /// A file could not be read or written. Permission is a refusal; anything else is the caller's to mend.
@@ -194,10 +193,12 @@ impl CliError {
             let text = serde_json::to_string(&self.to_problem()).map_err(std::io::Error::other)?;
             return writeln!(out, "{text}");
         }
-        writeln!(out, "error: {}", terminal::line(&self.full_message()))?;
+        write!(out, "error: {}", terminal::line(&self.full_message()))?;
         if let Some(hint) = &self.hint {
-            writeln!(out, "hint: {}", terminal::line(hint))?;
+            let joint = if self.kind == Kind::Unreachable { "; " } else { "\nhint: " };
+            write!(out, "{joint}{}", terminal::line(hint))?;
         }
+        writeln!(out)?;
         if let Some(id) = self.problem.as_ref().and_then(|problem| problem.request_id.as_ref()) {
             writeln!(out, "request: {}", terminal::line(id))?;
         }

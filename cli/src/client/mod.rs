@@ -127,7 +127,11 @@ impl Client {
             .pop_if_empty()
             .extend(["api", "v1"])
             .extend(path);
-        self.http.request(method, url).bearer_auth(&self.endpoint.token)
+        let request = self.http.request(method, url);
+        match &self.endpoint.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response> {
@@ -146,6 +150,10 @@ impl Client {
 
     async fn read_problem(&self, response: Response) -> CliError {
         let status = response.status();
+        if status.as_u16() == 401 && self.endpoint.token.is_none() {
+            return CliError::new(Kind::Refused, format!("no token is known for {}", self.url()))
+                .hint("name a file that holds one: --token-file FILE or BUILDYARD_TOKEN_FILE");
+        }
         let body = match self.read_body(response).await {
             Ok(body) => body,
             Err(error) => return error,

@@ -16,9 +16,9 @@ use crate::terminal;
 /// Checks pipeline files.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Every mistake is shown at once, with its place and, where one is near, what was probably meant. This is the
-coordinator's own compiler; what only the coordinator knows (whether a worker has the labels, whether an image
-exists) it says on the run.
+Every mistake is shown at once, with its place and, where one is near, what was probably meant.
+This is the coordinator's own compiler; what only the coordinator knows (whether a worker has the
+labels, whether an image exists) it says on the run.
 
 Examples:
   buildyard check                   pipeline.toml and .buildyard/*.toml of the checkout

@@ -26,7 +26,7 @@ enum ConfigCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Layers, the nearest wins: flags, BUILDYARD_* variables, $XDG_CONFIG_HOME/buildyard/config.toml,
-/etc/buildyard/cli.toml, defaults. The files hold the keys shown here.")]
+/etc/buildyard/cli.toml, defaults. The files hold the keys that are shown here.")]
 pub(crate) struct ShowArgs {
     /// Say where each value came from
     #[arg(long)]

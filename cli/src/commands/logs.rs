@@ -36,8 +36,9 @@ Examples:
   buildyard logs 42 --failed        only the jobs that ended badly
   buildyard logs att-42-0-1 --raw > output
 
-On a terminal, colours pass and every other control character is shown as its escape; --raw writes the job's
-bytes untouched. Lines that begin with `==` are the farm's when they are dimmed; a job can print them too.")]
+On a terminal, colours pass and every other control character is shown as its escape; --raw writes
+the job's bytes untouched. Lines that begin with `==` tell where steps begin and end; a job can
+print such lines too, so nothing reads them back.")]
 pub(crate) struct LogsArgs {
     /// A run, job, attempt, or a commit, branch or tag of the checkout; the run of HEAD by default
     id: Option<String>,
@@ -260,7 +261,7 @@ async fn read_attempt(
                 out.push('\n');
             }
             Read::Record(record) => printer.push(&record, &mut out),
-            Read::Lost(reason) => plan.ui.progress(&format!("{reason} (trying again for a minute)")),
+            Read::Lost(reason) => plan.ui.progress(&format!("{reason}; trying again for a minute")),
             Read::End(ending) => {
                 printer.finish(&mut out);
                 let sent = pieces.send(out).await;

@@ -129,7 +129,7 @@ pub(crate) async fn follow(context: &Context, client: &Client, runs: &[RunId]) -
                 live.show(&views);
             }
             Update::Event(event) => live.event(&event),
-            Update::Lost(reason) => live.say(&format!("{reason} (trying again for a minute)")),
+            Update::Lost(reason) => live.say(&format!("{reason}; trying again for a minute")),
             Update::Failed(error) => return Err(error),
         }
     }

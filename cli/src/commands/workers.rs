@@ -46,7 +46,7 @@ pub(crate) struct InviteArgs {
     #[arg(long = "pool", value_name = "NAME")]
     pools: Vec<String>,
     /// How long the token can be used [default: 1h, at most 7d]
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long = "for", value_name = "DURATION")]
     valid: Option<HumanDuration>,
 }
 
