@@ -326,6 +326,9 @@ impl Builder<'_> {
     }
 
     fn written_twice(&mut self, key: &Key, first: Span, help: &str) {
+        if self.problems.is_full() {
+            return self.problems.count_one_more();
+        }
         let line = self.source.line(first.start);
         let message = format!("{} is already written on line {line}", quote(&key.text));
         self.problems.add(key.span, Code::DuplicateKey, message, Some(help.to_owned()));

@@ -83,7 +83,7 @@ impl<'s> Reader<'s> {
         let steps = self.commands(entry, table, shell, &path);
         let (needs, needs_at) = self.needs(table);
         let artifacts = self.artifacts(table, &path);
-        if !own.has_image && !defaults.has_image && self.is_whole {
+        if !own.has_image && !defaults.has_image && self.is_whole && !borrows(table) {
             self.missing_image(entry);
         }
         let mut env = defaults.env.clone();
@@ -159,7 +159,7 @@ impl<'s> Reader<'s> {
             }
             (None, Some(steps)) => self.steps(steps, shell, path),
             (None, None) => {
-                if self.is_whole {
+                if self.is_whole && !borrows(table) {
                     self.no_command(job, table);
                 }
                 None
@@ -457,4 +457,10 @@ impl<'s> Reader<'s> {
         }
         globs
     }
+}
+
+/// Whether a job takes its image and command from elsewhere, by keys that are refused as not carried out yet. Then
+/// saying that they are missing would only lead astray.
+fn borrows(table: &Table) -> bool {
+    ["extends", "image_build"].into_iter().any(|key| table.get(key).is_some())
 }

@@ -250,8 +250,8 @@ impl<'t> Source<'t> {
             length: as_u32(length),
             source,
             code: problem.code.as_str().to_owned(),
-            message: problem.message.clone(),
-            help: problem.help.clone(),
+            message: harmless(&problem.message),
+            help: problem.help.as_deref().map(harmless),
         }
     }
 
@@ -259,8 +259,8 @@ impl<'t> Source<'t> {
     fn frame(&self, span: Span) -> (usize, usize, usize, String) {
         let line = self.line(span.start);
         let text = self.line_text(line);
-        let from = (span.start - self.line_starts[line - 1]).min(text.len());
-        let to = (span.end.max(span.start) - self.line_starts[line - 1]).clamp(from, text.len());
+        let from = text.floor_char_boundary(span.start - self.line_starts[line - 1]);
+        let to = text.floor_char_boundary(span.end.max(span.start) - self.line_starts[line - 1]).max(from);
         let column = text[..from].chars().count() + 1;
         let length = text[from..to].chars().count().max(1);
         let shown = if column + length <= MAX_SHOWN_LINE {

@@ -199,6 +199,9 @@ impl<'s> Reader<'s> {
     }
 
     fn unknown_key(&mut self, table: &Table, scope: Scope, entry: &Entry, where_from: &Surroundings<'_>) {
+        if self.problems.is_full() {
+            return self.problems.count_one_more();
+        }
         let outer = scope.around().iter().find_map(|around| reference::find(*around, &entry.key));
         let job_key = reference::find(Scope::Job, &entry.key);
         if [outer, job_key].into_iter().flatten().any(|key| key.status == Status::Later) {

@@ -28,6 +28,10 @@ pub(crate) fn explain_structure(
         problems.ignore_behind(from);
     }
     for error in errors.iter().filter(|error| !is_unclosed_value(error)) {
+        if problems.is_full() {
+            problems.count_one_more();
+            continue;
+        }
         explain_error(error, place(error), source, problems);
     }
     swallowed_from
@@ -106,10 +110,14 @@ fn expectation(error: &ParseError) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" or "))
 }
 
+/// The word at a place, or its beginning: a hostile word may be as long as the file.
 fn word_at(text: &str, at: usize) -> &str {
     let rest = text.get(at..).unwrap_or("");
-    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
-    &rest[..end]
+    let end = rest
+        .char_indices()
+        .enumerate()
+        .find(|(count, (_, sign))| *count > MAX_SHOWN_WORD || sign.is_whitespace());
+    &rest[..end.map_or(rest.len(), |(_, (at, _))| at)]
 }
 
 fn found_at(text: &str, at: usize) -> String {
@@ -207,7 +215,8 @@ fn explain_string(error: &ParseError, span: Span, source: &Source<'_>, problems:
     let sign = raw.get(at..).and_then(|rest| rest.chars().next());
     let escape = before.rfind('\\').filter(|start| is_escape_head(&before[*start..]));
     if let Some(start) = escape {
-        let length = 1 + before[start + 1..].len().max(sign.map_or(0, char::len_utf8));
+        let head = before.len() - start;
+        let length = if head > 1 { head } else { 1 + sign.map_or(0, char::len_utf8) };
         let place = Span::new(span.start + start, span.start + start + length);
         let message = format!("{} is no escape that TOML knows", quote(source.slice(place)));
         let help = literal_instead(quotes, inner);

@@ -9,6 +9,9 @@ use buildyard_pipelines::limits::{
 use buildyard_pipelines::{compile, order, understand};
 use buildyard_types::job::Diagnostic;
 
+/// A name, a limit, and a file that uses so much of it.
+type Case<'a> = (&'a str, usize, &'a dyn Fn(usize) -> String);
+
 const HEAD: &str = "[defaults]\nimage = \"debian:12\"\n";
 
 fn mistakes(text: &str) -> Vec<Diagnostic> {
@@ -57,7 +60,7 @@ fn counts_are_bounded() {
         let list = repeated(count, |n| format!("\"g{n}\","));
         format!("{HEAD}[jobs.a]\nrun = \"make\"\nartifacts = [{{ name = \"n\", paths = [{list}] }}]\n")
     };
-    let cases: [(&str, usize, &dyn Fn(usize) -> String); 6] = [
+    let cases: [Case<'_>; 6] = [
         ("jobs", MAX_JOBS, &jobs),
         ("steps", MAX_STEPS, &steps),
         ("needs", MAX_NEEDS, &needs),
@@ -79,7 +82,7 @@ fn lengths_are_bounded() {
     let image = |length| format!("[jobs.a]\nrun = \"make\"\nimage = \"{}\"\n", "x".repeat(length));
     let dir = |length| format!("{HEAD}[[jobs.a.steps]]\nrun = \"make\"\ndir = \"{}\"\n", "x".repeat(length));
     let labels = |length| format!("{HEAD}[jobs.a]\nrun = \"make\"\nlabels = \"{}\"\n", "x".repeat(length));
-    let cases: [(&str, usize, &dyn Fn(usize) -> String); 6] = [
+    let cases: [Case<'_>; 6] = [
         ("out-of-range", MAX_SCRIPT_BYTES, &run),
         ("out-of-range", MAX_ENV_BYTES, &env),
         ("bad-name", 64, &name),
