@@ -2,6 +2,7 @@
 //!
 //! These tests need root and `unshare`; without them each says so and ends.
 
+mod attacker;
 mod attacks;
 mod channel;
 mod harness;

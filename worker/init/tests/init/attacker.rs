@@ -1,26 +1,34 @@
-//! Everything that a process of a job may try against process 1 of its container: `attacker [SOCKET]`.
+//! Everything that a process of a job may try against process 1 of its container.
 //!
-//! Prints a line for each attempt: `refused`, or `SUCCEEDED` where the kernel let it do what it must not be able to.
-//! Signals are always accepted and must have no effect; that init goes on is for the caller to see.
+//! It runs inside the container, as this test program itself, and prints a line for each attempt: `refused`, or
+//! `SUCCEEDED` where the kernel let it do what it must not be able to. Signals are always accepted and must have no
+//! effect; that init goes on is for the test outside to see.
 
 use std::ffi::c_long;
 use std::io::{Error, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
+/// Where the attacker finds the worker's socket. It does nothing without: then it is not in a container.
+pub(crate) const SOCKET_VARIABLE: &str = "ATTACKED_SOCKET";
+/// How the test program becomes the attacker.
+pub(crate) const ARGUMENTS: &str = "attacker::attack --exact --ignored --nocapture --test-threads=1";
+
 const INIT: c_long = 1;
 const NULL: c_long = 0;
 
-fn main() {
+#[test]
+#[ignore = "the attacks are tried inside a container"]
+fn attack() {
+    let Some(socket) = std::env::var_os(SOCKET_VARIABLE) else { return };
+    println!();
     calls();
     files();
     signals();
-    forged_termination();
+    in_one_thread(forged_termination);
     signals_by_descriptor();
     traced_by_init();
-    if let Some(socket) = std::env::args().nth(1) {
-        connect(&socket);
-    }
+    connect(socket.as_ref());
     println!("attacks done");
 }
 
@@ -127,6 +135,22 @@ fn signals() {
     println!("every signal sent");
 }
 
+/// Runs `act` in a process of its own, which has one thread: a signal for the process cannot meet another thread that
+/// does not block it.
+fn in_one_thread(act: fn()) {
+    // SAFETY: libtest's other thread waits for this one and holds no lock that `act` needs.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            act();
+            libc::_exit(0);
+        }
+        let mut status = 0;
+        libc::waitpid(child, &raw mut status, 0);
+        assert_eq!(status, 0);
+    }
+}
+
 /// Sends TERM without a name of its sender, as one from outside of the container is: the queue that would hold
 /// the name is full.
 fn forged_termination() {
@@ -167,7 +191,7 @@ fn signals_by_descriptor() {
 fn traced_by_init() {
     for stop_itself in [true, false] {
         let mark = format!("traced-{stop_itself}");
-        // SAFETY: this program has one thread; the children only make system calls and exec.
+        // SAFETY: libtest's other thread waits for this one; the children make system calls and exec.
         unsafe {
             let child = libc::fork();
             if child == 0 {
@@ -199,7 +223,7 @@ fn traced_by_init() {
 }
 
 /// Opens the worker's socket and speaks as if it were init.
-fn connect(socket: &str) {
+fn connect(socket: &std::path::Path) {
     use buildyard_init::protocol::{End, EndWhy, Frame, FromInit, Hello, InitState, Usage, VERSION};
 
     let hello =
