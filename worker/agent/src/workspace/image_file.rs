@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use buildyard_types::ByteSize;
@@ -122,6 +122,6 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> std::io::Result<(
 
 /// Where the template of a size is, for tests.
 #[cfg(test)]
-pub(super) fn template_of(templates: &Path, bytes: u64) -> PathBuf {
+pub(super) fn template_of(templates: &Path, bytes: u64) -> std::path::PathBuf {
     templates.join(bytes.to_string())
 }
