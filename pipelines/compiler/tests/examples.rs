@@ -1,6 +1,7 @@
 //! Every example is a pipeline, and the documentation says what the reference table says.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its own files should end")]
+#![expect(clippy::disallowed_methods, reason = "tests read the files that the compiler may not")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 //! `BUILDYARD_FUZZ_CASES` sets how many files each property sees; release work uses 1000000.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its own files should end")]
+#![expect(clippy::disallowed_methods, reason = "tests read the files that the compiler may not")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -118,7 +118,7 @@ impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.0;
         for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
-            if ms != 0 && ms % unit == 0 {
+            if ms != 0 && ms.is_multiple_of(unit) {
                 return write!(f, "{}{}", ms / unit, name);
             }
         }
