@@ -280,6 +280,12 @@ pub trait Store: Send + Sync + 'static {
     /// Uses up an invitation: of two calls at once, one is accepted.
     async fn use_invite(&self, hash: &str, now: Timestamp) -> Result<InviteUse>;
 
+    /// Which of these artifact contents no artifact names. A store that cannot tell names none, so that nothing
+    /// that is needed is ever dropped.
+    async fn unused_blobs(&self, _sha256: &[String]) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     /// Drops what is too old.
     async fn sweep(&self, policy: &RetentionPolicy) -> Result<Swept>;
     /// Whether the database answers: a read of one row.

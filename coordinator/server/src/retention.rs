@@ -1,0 +1,161 @@
+//! Drops what is too old, and what no row names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use buildyard_store::RetentionPolicy;
+use buildyard_types::{AttemptId, Millis, Timestamp};
+
+use crate::app::App;
+use crate::app::closed;
+use crate::error::chain;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// How often the disk is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+/// Below the watermark sweeps come this often; what is too old may be all that fills the disk.
+const LOW_EVERY: Millis = Millis::from_mins(5);
+/// The search for objects that no row names reads every folder.
+const ORPHANS_EVERY: Millis = Millis::from_mins(24 * 60);
+/// An object without a row is being uploaded, or its worker died; after this long it is the latter.
+const ORPHAN_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+/// A content may be uploaded again just when its last artifact is dropped; that must not cost the new one.
+const FRESH_CONTENT: Duration = Duration::from_secs(60 * 60);
+/// Runs in one transaction, so that the driver does not wait for long.
+const BATCH: u32 = 100;
+/// Files looked at in one search. More of them wait for the next.
+const MAX_FILES: usize = 1_000_000;
+/// Rows of one log that are compared with its files.
+const MAX_ROWS: u32 = 100_000;
+
+/// Runs until the process ends.
+pub(crate) async fn sweep_task(app: Arc<App>) {
+    let mut closing = app.closing.clone();
+    let mut last = Timestamp(0);
+    let mut last_orphans = app.clock.now();
+    loop {
+        let now = app.clock.now();
+        let every = match app.disk_low() {
+            None => app.config.retention.sweep_every_ms,
+            Some(why) => {
+                tracing::warn!(why, "the disk is nearly full: new runs are refused");
+                LOW_EVERY.min(app.config.retention.sweep_every_ms)
+            }
+        };
+        if now.since(last) >= every {
+            last = now;
+            if let Err(error) = sweep(&app, now).await {
+                tracing::warn!(error = %chain(&*error), "a sweep was not finished");
+            }
+        }
+        if now.since(last_orphans) >= ORPHANS_EVERY {
+            last_orphans = now;
+            if let Err(error) = sweep_orphans(&app, ORPHAN_AGE).await {
+                tracing::warn!(error = %chain(&*error), "the search for orphans was not finished");
+            }
+        }
+        tokio::select! {
+            () = closed(&mut closing) => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Drops what is too old. Rows go first: an object that is left over is found later, a row without its object
+/// would be a hole.
+pub(crate) async fn sweep(app: &App, now: Timestamp) -> Result<u64, Failure> {
+    let retention = &app.config.retention;
+    let policy = RetentionPolicy {
+        runs_before: now - retention.runs_ms,
+        logs_before: now - retention.logs_ms,
+        artifacts_before: now,
+        batch: BATCH,
+    };
+    let mut runs = 0;
+    loop {
+        let swept = app.store.sweep(&policy).await?;
+        let nothing = swept.runs == 0 && swept.log_objects.is_empty() && swept.blobs.is_empty();
+        for object in &swept.log_objects {
+            app.blobs.delete(object).await?;
+            app.blobs.tidy_log_folder(object);
+        }
+        for sha256 in &swept.blobs {
+            app.blobs.delete_content_if_older(sha256, FRESH_CONTENT).await?;
+        }
+        runs += swept.runs;
+        if nothing || *app.closing.borrow() {
+            break;
+        }
+    }
+    if runs > 0 {
+        tracing::info!(runs, "old runs were dropped");
+    }
+    Ok(runs)
+}
+
+/// Drops objects that no row names, and commits of runs that are gone. Gives how many files went.
+pub(crate) async fn sweep_orphans(app: &Arc<App>, age: Duration) -> Result<usize, Failure> {
+    let mut gone = 0;
+    let files = old_files(app, "logs", age).await?;
+    let mut by_attempt = BTreeMap::<Option<AttemptId>, Vec<String>>::new();
+    for file in files {
+        let attempt = file.split('/').nth(1).and_then(|folder| folder.parse().ok());
+        by_attempt.entry(attempt).or_default().push(file);
+    }
+    for (attempt, files) in by_attempt {
+        let named: BTreeSet<String> = match attempt {
+            None => BTreeSet::new(),
+            Some(attempt) => {
+                let rows = app.store.log_chunks(attempt, 0, MAX_ROWS).await?;
+                rows.into_iter().map(|row| row.object).collect()
+            }
+        };
+        for file in files.into_iter().filter(|file| !named.contains(file)) {
+            app.blobs.remove_file(&file)?;
+            gone += 1;
+        }
+    }
+    gone += sweep_contents(app, age).await?;
+    sweep_mirrors(app).await?;
+    Ok(gone)
+}
+
+async fn sweep_contents(app: &Arc<App>, age: Duration) -> Result<usize, Failure> {
+    let mut gone = 0;
+    let files = old_files(app, "artifacts", age).await?;
+    for files in files.chunks(500) {
+        let (contents, staged): (Vec<_>, Vec<_>) =
+            files.iter().partition(|file| file.rsplit('/').next().is_some_and(crate::blobs::is_sha256));
+        let hash = |file: &&String| file.rsplit('/').next().unwrap_or_default().to_owned();
+        let unused = app.store.unused_blobs(&contents.iter().map(hash).collect::<Vec<_>>()).await?;
+        for sha256 in &unused {
+            app.blobs.delete_content_if_older(sha256, age).await?;
+        }
+        for file in &staged {
+            app.blobs.remove_file(file)?;
+        }
+        gone += unused.len() + staged.len();
+    }
+    Ok(gone)
+}
+
+async fn old_files(app: &Arc<App>, folder: &'static str, age: Duration) -> Result<Vec<String>, Failure> {
+    let blobs = app.blobs.clone();
+    Ok(tokio::task::spawn_blocking(move || blobs.older_than(folder, age, MAX_FILES)).await??)
+}
+
+async fn sweep_mirrors(app: &App) -> Result<(), Failure> {
+    let mut gone = BTreeSet::new();
+    for run in app.mirrors.runs().await? {
+        if app.store.run(run).await?.is_none() {
+            gone.insert(run);
+        }
+    }
+    if !gone.is_empty() {
+        app.mirrors.forget_runs(gone).await?;
+        app.mirrors.collect_garbage().await?;
+    }
+    Ok(())
+}

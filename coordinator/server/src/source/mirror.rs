@@ -1,0 +1,287 @@
+//! Bare mirrors of repositories: one per repository, filled by git's command line, read by git2.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use buildyard_types::RunId;
+use buildyard_types::worker::SourceRef;
+
+use super::git::{Git, GitError};
+use crate::blobs::sha256_hex;
+
+/// A first fetch of a large repository from a slow disk.
+const FETCH: Duration = Duration::from_secs(600);
+/// Most bytes of a pipeline file that are read: one more than the compiler takes, so that it can say so.
+const MAX_FILE_BYTES: usize = (1 << 20) + 1;
+
+/// Why a mirror cannot give what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MirrorError {
+    /// Git's command line failed.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// Reading objects failed.
+    #[error("cannot read {what} in the mirror")]
+    Read {
+        /// What was read.
+        what: String,
+        /// What the library said.
+        #[source]
+        source: git2::Error,
+    },
+    /// The folder could not be made.
+    #[error("cannot make the mirror {path}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The reading thread ended.
+    #[error("the reading of the mirror was given up")]
+    Gone,
+}
+
+/// A file at a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FileAt {
+    /// Its content, at most one byte more than a pipeline file may have.
+    Content(Vec<u8>),
+    /// There is no such file.
+    Missing,
+}
+
+/// The mirrors.
+pub(crate) struct Mirrors {
+    root: PathBuf,
+    git: Git,
+    /// One fetch at a time into one mirror. Entries live as long as somebody fetches.
+    fetching: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+fn run_ref(run: RunId) -> String {
+    format!("refs/buildyard/runs/{}", run.0)
+}
+
+fn commit_ref(commit: &str) -> String {
+    format!("refs/buildyard/commits/{commit}")
+}
+
+impl Mirrors {
+    /// Mirrors in a folder that exists.
+    pub(crate) fn new(root: PathBuf, git: Git) -> Self {
+        Self { root, git, fetching: Mutex::default() }
+    }
+
+    /// How to start git.
+    pub(crate) fn git(&self) -> &Git {
+        &self.git
+    }
+
+    /// Where the mirror of a repository is.
+    pub(crate) fn path(&self, repository: &str) -> PathBuf {
+        self.root.join(format!("{}.git", &sha256_hex(repository.as_bytes())[..32]))
+    }
+
+    fn lock_of(&self, path: &Path) -> Arc<tokio::sync::Mutex<()>> {
+        // A panic while it was held cannot have left the map half changed.
+        let mut fetching = self.fetching.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(lock) = fetching.get(path).and_then(Weak::upgrade) {
+            return lock;
+        }
+        fetching.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        fetching.insert(path.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
+    /// Makes sure that the run's commit is in the mirror with its whole history, and that it stays there as
+    /// long as the run is kept.
+    pub(crate) async fn ensure(&self, run: RunId, source: &SourceRef) -> Result<(), MirrorError> {
+        let path = self.path(&source.repository);
+        let lock = self.lock_of(&path);
+        let _one_at_a_time = lock.lock().await;
+        if !path.join("HEAD").exists() {
+            self.init(&path).await?;
+        }
+        if pin(path.clone(), run, source.commit.clone()).await? {
+            return Ok(());
+        }
+        self.fetch(&path, source).await?;
+        if pin(path, run, source.commit.clone()).await? {
+            return Ok(());
+        }
+        let what = "fetch";
+        Err(GitError::Failed { what, said: format!("it brought no commit {}", source.commit) }.into())
+    }
+
+    async fn init(&self, path: &Path) -> Result<(), MirrorError> {
+        // Made aside and renamed, so that a crash leaves no half mirror.
+        let staged = path.with_extension("new");
+        let folder = |source| MirrorError::Folder { path: path.to_owned(), source };
+        if staged.exists() {
+            tokio::fs::remove_dir_all(&staged).await.map_err(folder)?;
+        }
+        let mut init = self.git.command();
+        init.args(["init", "--quiet", "--bare", "--template="]).arg(&staged);
+        self.git.run("init", init, FETCH).await?;
+        tokio::fs::rename(&staged, path).await.map_err(folder)
+    }
+
+    /// Brings the commit and the tags. The commit's own ref is written by git after it has checked that
+    /// everything below is there; so the ref says that the commit is whole.
+    async fn fetch(&self, path: &Path, source: &SourceRef) -> Result<(), MirrorError> {
+        let commit = &source.commit;
+        let mut fetch = self.git.command();
+        fetch.arg("-C").arg(path);
+        fetch.args(["fetch", "--quiet", "--no-write-fetch-head", "--no-auto-gc", "--no-recurse-submodules"]);
+        fetch.args(["--no-tags", "--end-of-options", &source.repository]);
+        fetch.arg(format!("+{commit}:{}", commit_ref(commit)));
+        fetch.arg("+refs/tags/*:refs/tags/*");
+        self.git.run("fetch", fetch, FETCH).await?;
+        Ok(())
+    }
+
+    /// A file at a commit that is in the mirror.
+    pub(crate) async fn read(&self, source: &SourceRef, file: &str) -> Result<FileAt, MirrorError> {
+        let path = self.path(&source.repository);
+        let (commit, file) = (source.commit.clone(), file.to_owned());
+        blocking(move || {
+            let what = format!("{file} at {commit}");
+            read_file(&path, &commit, &file).map_err(|source| MirrorError::Read { what, source })
+        })
+        .await
+    }
+
+    /// Every run that a mirror keeps a commit for.
+    pub(crate) async fn runs(&self) -> Result<BTreeSet<RunId>, MirrorError> {
+        let root = self.root.clone();
+        blocking(move || {
+            let mut runs = BTreeSet::new();
+            for_each_mirror(&root, |path| runs_in(path).map(|found| runs.extend(found)))?;
+            Ok(runs)
+        })
+        .await
+    }
+
+    /// Lets go of runs, and of commits that no other run has.
+    pub(crate) async fn forget_runs(&self, gone: BTreeSet<RunId>) -> Result<(), MirrorError> {
+        let root = self.root.clone();
+        blocking(move || for_each_mirror(&root, |path| forget_in(path, &gone))).await
+    }
+
+    /// Drops objects that no ref needs, and gathers packs. Slow; never while somebody fetches into the mirror.
+    pub(crate) async fn collect_garbage(&self) -> Result<(), MirrorError> {
+        let root = self.root.clone();
+        let mut mirrors = Vec::new();
+        let listed = blocking(move || {
+            for_each_mirror(&root, |path| {
+                mirrors.push(path.to_owned());
+                Ok(())
+            })?;
+            Ok(mirrors)
+        });
+        for path in listed.await? {
+            let lock = self.lock_of(&path);
+            let _nobody_fetches = lock.lock().await;
+            let mut gc = self.git.command();
+            // A transfer that began before keeps reading what it opened; objects of the last hours stay anyway.
+            gc.arg("-C").arg(&path).args(["gc", "--quiet", "--prune=6.hours.ago"]);
+            self.git.run("gc", gc, FETCH).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, MirrorError> + Send + 'static,
+) -> Result<T, MirrorError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| MirrorError::Gone)?
+}
+
+/// Writes the run's ref if the commit is whole in the mirror; says whether it is.
+async fn pin(path: PathBuf, run: RunId, commit: String) -> Result<bool, MirrorError> {
+    blocking(move || {
+        let write = || {
+            let repository = git2::Repository::open_bare(&path)?;
+            if repository.find_reference(&commit_ref(&commit)).is_err() {
+                return Ok(false);
+            }
+            let commit = git2::Oid::from_str(&commit)?;
+            repository.reference(&run_ref(run), commit, true, "kept for its run")?;
+            Ok(true)
+        };
+        write().map_err(|source| MirrorError::Read { what: format!("the commit of {run}"), source })
+    })
+    .await
+}
+
+fn read_file(path: &Path, commit: &str, file: &str) -> Result<FileAt, git2::Error> {
+    let repository = git2::Repository::open_bare(path)?;
+    let tree = repository.find_commit(git2::Oid::from_str(commit)?)?.tree()?;
+    let entry = match tree.get_path(Path::new(file)) {
+        Ok(entry) => entry,
+        Err(error) if error.code() == git2::ErrorCode::NotFound => return Ok(FileAt::Missing),
+        Err(error) => return Err(error),
+    };
+    if entry.kind() != Some(git2::ObjectType::Blob) || entry.filemode() == 0o120_000 {
+        return Ok(FileAt::Missing);
+    }
+    let (size, _) = repository.odb()?.read_header(entry.id())?;
+    if size >= MAX_FILE_BYTES {
+        // Only the length matters to the compiler; so the content of a huge file is not read at all.
+        return Ok(FileAt::Content(vec![b'\n'; MAX_FILE_BYTES]));
+    }
+    Ok(FileAt::Content(repository.find_blob(entry.id())?.content().to_vec()))
+}
+
+fn for_each_mirror(
+    root: &Path,
+    mut visit: impl FnMut(&Path) -> Result<(), git2::Error>,
+) -> Result<(), MirrorError> {
+    let folder = |source| MirrorError::Folder { path: root.to_owned(), source };
+    for entry in std::fs::read_dir(root).map_err(folder)? {
+        let path = entry.map_err(folder)?.path();
+        if path.extension().is_some_and(|extension| extension == "git") {
+            let what = format!("the refs of {}", path.display());
+            visit(&path).map_err(|source| MirrorError::Read { what, source })?;
+        }
+    }
+    Ok(())
+}
+
+fn run_of(reference: &git2::Reference<'_>) -> Option<RunId> {
+    reference.name().ok()?.rsplit('/').next()?.parse().ok().map(RunId)
+}
+
+fn runs_in(path: &Path) -> Result<Vec<RunId>, git2::Error> {
+    let repository = git2::Repository::open_bare(path)?;
+    let mut runs = Vec::new();
+    for reference in repository.references_glob("refs/buildyard/runs/*")? {
+        runs.extend(run_of(&reference?));
+    }
+    Ok(runs)
+}
+
+fn forget_in(path: &Path, gone: &BTreeSet<RunId>) -> Result<(), git2::Error> {
+    let repository = git2::Repository::open_bare(path)?;
+    let mut needed = HashSet::new();
+    for reference in repository.references_glob("refs/buildyard/runs/*")? {
+        let mut reference = reference?;
+        if run_of(&reference).is_some_and(|run| gone.contains(&run)) {
+            reference.delete()?;
+        } else {
+            needed.extend(reference.target());
+        }
+    }
+    for reference in repository.references_glob("refs/buildyard/commits/*")? {
+        let mut reference = reference?;
+        if reference.target().is_none_or(|commit| !needed.contains(&commit)) {
+            reference.delete()?;
+        }
+    }
+    Ok(())
+}

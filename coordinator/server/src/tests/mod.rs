@@ -1,0 +1,1 @@
+//! Tests over the router, with a real store.
