@@ -404,7 +404,8 @@ impl Worker {
     /// Reads and acknowledges until `done`.
     pub(crate) fn follow_until(&mut self, record: &mut Record, done: impl Fn(&Record) -> bool) {
         while !done(record) {
-            assert!(self.read(256 * 1024, record), "the connection ended early");
+            let goes_on = self.read(256 * 1024, record);
+            assert!(goes_on, "the connection ended early: {} {}", record.stdout(), record.stderr());
             self.ack(record);
         }
     }
