@@ -57,7 +57,7 @@ pub const OF_RECORD: &[OfRecord] = &[
     ("finished is final", finished_is_final),
     ("the first end of an attempt is its end", first_end_counts),
     ("only what the farm did is tried again", only_farm_faults_again),
-    ("a job that is told to stop does not come back", stopped_stays_stopped),
+    ("a cancelled job does not come back", cancelled_stays_cancelled),
     ("capacity is never exceeded", capacity_kept),
     ("an attempt is given to a worker that matches", labels_respected),
     ("fences grow", fences_grow),
@@ -251,13 +251,13 @@ fn only_farm_faults_again(before: &State, record: &Record) -> Check {
     that(farm, || format!("{job} is queued again after {outcome:?}"))
 }
 
-fn stopped_stays_stopped(before: &State, record: &Record) -> Check {
+fn cancelled_stays_cancelled(before: &State, record: &Record) -> Check {
     let Record::JobChanged { job, state: JobState::Queued { .. } } = record else {
         return Ok(());
     };
     match before.jobs.get(job).map(|job| &job.state) {
         Some(JobState::Stopping { outcome, .. }) => {
-            that(matches!(outcome, Outcome::Infra { .. }), || format!("{job} was to end: {outcome}"))
+            that(!matches!(outcome, Outcome::Cancelled { .. }), || format!("{job} was {outcome}"))
         }
         Some(
             JobState::Waiting

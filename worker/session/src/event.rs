@@ -47,6 +47,7 @@ pub enum Event {
 
 /// Something that the shell must do. Each is safe to do twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a handful of them live for as long as it takes to do them")]
 pub enum Action {
     /// Write the order to the journal, sync it, remove whatever an earlier life of this worker left under the
     /// attempt's name, then begin the attempt. Its steps begin only while [`crate::Session::may_start`] holds.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use buildyard_types::outcome::{InfraCause, TimeLimit};
+use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{
     AttemptOrder, AttemptProgress, AttemptReport, EndReport, StopCause, StopOrder, SyncResponse, Usage,
 };
@@ -315,14 +315,14 @@ fn is_live(held: &Held) -> bool {
     }
 }
 
-/// The end of an attempt that was told to stop before it was begun.
+/// The end of an attempt that was told to stop and is not held: it was never begun, or the journal is lost. Only a
+/// cancel is a reason in itself; what else the coordinator supposes of it, this worker cannot confirm.
 fn never_began(cause: &StopCause) -> EndReport {
     let outcome = match cause {
         StopCause::Cancelled { by } => Outcome::Cancelled { by: by.clone() },
-        StopCause::TimedOut { after_ms } => Outcome::TimedOut { limit: TimeLimit::Job, after_ms: *after_ms },
-        StopCause::Revoked => Outcome::Infra {
+        StopCause::TimedOut { .. } | StopCause::Revoked => Outcome::Infra {
             cause: InfraCause::Worker,
-            detail: "the attempt was revoked before it began".to_owned(),
+            detail: "the worker was told to stop the attempt and does not hold it".to_owned(),
         },
     };
     EndReport { outcome, steps: Vec::new(), usage: Usage::default(), notes: Vec::new(), image_digest: None }

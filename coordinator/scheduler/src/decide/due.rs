@@ -1,7 +1,7 @@
 //! What is due though nobody says so: leases, limits, back-offs, deadlines.
 
 use buildyard_types::outcome::{InfraCause, TimeLimit};
-use buildyard_types::{AttemptId, Fault, JobId, Millis, Outcome, WorkerId};
+use buildyard_types::{AttemptId, JobId, Millis, Outcome, WorkerId};
 
 use super::Deciding;
 use crate::index::timers::Due;
@@ -42,19 +42,19 @@ impl Deciding<'_> {
                 let after_ms = spec.timeout_ms;
                 self.stop_job(job, Outcome::TimedOut { limit: TimeLimit::Job, after_ms });
             }
-            JobState::Stopping { attempt, worker, outcome, .. } => {
-                self.stop_ignored(attempt, worker, outcome);
-            }
+            JobState::Stopping { attempt, worker, .. } => self.stop_ignored(attempt, worker),
             JobState::Waiting | JobState::Finished { .. } => {}
         }
     }
 
-    fn stop_ignored(&mut self, attempt: AttemptId, worker: WorkerId, outcome: Outcome) {
+    fn stop_ignored(&mut self, attempt: AttemptId, worker: WorkerId) {
         let name = self.worker_name(worker);
         let detail = format!("{name} did not stop the attempt when it was told to");
         let ignored = Outcome::Infra { cause: InfraCause::StopIgnored, detail };
-        // A job that would be tried again cannot be: its container may be running still.
-        let outcome = if outcome.fault() == Fault::Farm { ignored.clone() } else { outcome };
+        let outcome = match self.state.jobs.get(&attempt.job) {
+            Some(job) => job.state.settles_as(&ignored),
+            None => ignored.clone(),
+        };
         self.end_attempt(attempt, decided_end(ignored), false, outcome, Millis(0));
     }
 

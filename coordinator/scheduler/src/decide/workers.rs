@@ -156,8 +156,27 @@ impl Deciding<'_> {
         };
         let report = believed(report, &job.state);
         let outcome = job.state.settles_as(&report.outcome);
+        let settle_ms = self.settle_ms(&report.outcome);
         self.started_before_its_end(id, &report);
-        self.end_attempt(id, report, removed, outcome, Millis(0));
+        self.end_attempt(id, report, removed, outcome, settle_ms);
+    }
+
+    /// How long something of an attempt may still run whose end was reported.
+    fn settle_ms(&self, reported: &Outcome) -> Millis {
+        match reported {
+            // Among these are attempts that the worker does not hold because its journal is lost.
+            Outcome::Infra { cause: InfraCause::Worker, .. } => retry::forgotten_ms(&self.state.settings),
+            Outcome::Infra { .. }
+            | Outcome::Passed
+            | Outcome::Failed { .. }
+            | Outcome::TimedOut { .. }
+            | Outcome::OutOfMemory { .. }
+            | Outcome::DiskQuota { .. }
+            | Outcome::LogCap { .. }
+            | Outcome::Cancelled { .. }
+            | Outcome::Skipped { .. }
+            | Outcome::Refused { .. } => Millis(0),
+        }
     }
 
     /// A short attempt may end before a call could say that it runs. Its steps say for how long it did.
@@ -179,19 +198,11 @@ impl Deciding<'_> {
         };
         match attempt.state {
             AttemptState::Ended { .. } => self.remove_attempt(id),
-            AttemptState::Live => match self.state.jobs.get(&id.job).map(|job| &job.state) {
-                Some(JobState::Running { .. }) => self.forgotten(worker, id),
-                // The answer that carried the order or the stop was lost, or is still on its way: the next
-                // one carries it again. A worker that is told to stop what it does not hold says that it ended.
-                Some(
-                    JobState::Waiting
-                    | JobState::Queued { .. }
-                    | JobState::Assigned { .. }
-                    | JobState::Stopping { .. }
-                    | JobState::Finished { .. },
-                )
-                | None => {}
-            },
+            // It said that it runs, in this life or in an earlier one.
+            AttemptState::Live if attempt.started_at.is_some() => self.forgotten(worker, id),
+            // The answer that carried the order or the stop was lost, or is still on its way: the next one
+            // carries it again. A worker that is told to stop what it does not hold says that it ended.
+            AttemptState::Live => {}
             AttemptState::Removed { .. } => {}
         }
     }
@@ -199,9 +210,13 @@ impl Deciding<'_> {
     /// It ran, and now the worker has no memory of it: its journal is lost.
     fn forgotten(&mut self, worker: WorkerId, id: AttemptId) {
         let detail = format!("{} lost its journal while the attempt ran", self.worker_name(worker));
-        let outcome = Outcome::Infra { cause: InfraCause::Worker, detail };
+        let lost = Outcome::Infra { cause: InfraCause::Worker, detail };
+        let outcome = match self.state.jobs.get(&id.job) {
+            Some(job) => job.state.settles_as(&lost),
+            None => lost.clone(),
+        };
         let settle_ms = retry::forgotten_ms(&self.state.settings);
-        self.end_attempt(id, decided_end(outcome.clone()), true, outcome, settle_ms);
+        self.end_attempt(id, decided_end(lost), true, outcome, settle_ms);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The life of a job: Waiting, Queued, Assigned, Running, Stopping, Finished.
 
-use buildyard_types::{AttemptId, Fault, JobId, JobSpec, Outcome, Timestamp, WorkerId};
+use buildyard_types::{AttemptId, JobId, JobSpec, Outcome, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// A node of a run's graph.
@@ -110,6 +110,21 @@ pub enum JobEvent {
     },
 }
 
+fn is_cancel(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Cancelled { .. } => true,
+        Outcome::Passed
+        | Outcome::Failed { .. }
+        | Outcome::TimedOut { .. }
+        | Outcome::OutOfMemory { .. }
+        | Outcome::DiskQuota { .. }
+        | Outcome::LogCap { .. }
+        | Outcome::Skipped { .. }
+        | Outcome::Refused { .. }
+        | Outcome::Infra { .. } => false,
+    }
+}
+
 impl JobState {
     /// The state after an event; `None` when the event does not concern a job in this state, as a late report
     /// does not concern a finished one.
@@ -126,12 +141,12 @@ impl JobState {
                 JobState::Assigned { attempt, worker } | JobState::Running { attempt, worker, .. },
                 JobEvent::Stop { outcome, deadline },
             ) => Some(JobState::Stopping { attempt: *attempt, worker: *worker, outcome, deadline }),
-            // Stopped because the farm was slow, and now somebody does not want it any more: it must not be
-            // tried again. The worker knows of the stop already, so its deadline stays.
+            // Stopped for a limit, and now somebody does not want it any more: it must not be tried again. The
+            // worker knows of the stop already, so its deadline stays.
             (
                 JobState::Stopping { attempt, worker, outcome: before, deadline },
                 JobEvent::Stop { outcome, .. },
-            ) if before.fault() == Fault::Farm && outcome.fault() != Fault::Farm => {
+            ) if !is_cancel(before) && is_cancel(&outcome) => {
                 Some(JobState::Stopping { attempt: *attempt, worker: *worker, outcome, deadline: *deadline })
             }
             (
@@ -170,11 +185,26 @@ impl JobState {
         }
     }
 
-    /// How the job ends when its attempt ended with `reported`. A job that was told to stop ends by the cause
-    /// of the stop, whatever its last moments looked like from the worker.
+    /// How the job ends when its attempt ended with `reported`.
+    ///
+    /// A cancelled job is cancelled, whatever its last moments looked like. In the other cases the coordinator
+    /// told the worker to stop because it had heard nothing for too long, and the worker knows better: the attempt
+    /// may have passed long ago, or been killed by the farm, with the report still on its way.
     pub fn settles_as(&self, reported: &Outcome) -> Outcome {
         match self {
-            JobState::Stopping { outcome, .. } => outcome.clone(),
+            JobState::Stopping { outcome: own @ Outcome::Cancelled { .. }, .. } => own.clone(),
+            JobState::Stopping { outcome, .. } => match reported {
+                Outcome::Cancelled { .. } => outcome.clone(),
+                Outcome::Passed
+                | Outcome::Failed { .. }
+                | Outcome::TimedOut { .. }
+                | Outcome::OutOfMemory { .. }
+                | Outcome::DiskQuota { .. }
+                | Outcome::LogCap { .. }
+                | Outcome::Skipped { .. }
+                | Outcome::Refused { .. }
+                | Outcome::Infra { .. } => reported.clone(),
+            },
             JobState::Waiting
             | JobState::Queued { .. }
             | JobState::Assigned { .. }
@@ -300,9 +330,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_job_ends_by_the_cause_of_the_stop() {
+    fn a_cancelled_job_is_cancelled_whatever_the_worker_saw() {
+        for reported in [Outcome::Passed, infra()] {
+            assert_eq!(stopping(cancelled()).settles_as(&reported), cancelled());
+        }
+    }
+
+    /// Found by the simulation: answers were lost and calls were not, so the worker fenced the attempt and could
+    /// not say so. The coordinator's own limit passed, and a fault of the farm turned the commit red.
+    #[test]
+    fn a_worker_knows_better_than_a_limit_that_passed_unheard() {
         let limit = Outcome::TimedOut { limit: TimeLimit::Job, after_ms: Millis(5) };
-        assert_eq!(stopping(limit.clone()).settles_as(&Outcome::Passed), limit);
+        let stopping = stopping(limit.clone());
+        for reported in [infra(), Outcome::Passed, limit.clone()] {
+            assert_eq!(stopping.settles_as(&reported), reported);
+        }
+        assert_eq!(stopping.settles_as(&cancelled()), limit, "nobody cancelled it");
+    }
+
+    #[test]
+    fn a_job_that_was_not_told_to_stop_ends_as_reported() {
         let running = JobState::Running { attempt: attempt(), worker: WorkerId(7), started: NOW };
         assert_eq!(running.settles_as(&infra()), infra());
     }
