@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use buildyard_worker::engine::contract::{Host, Program};
 use buildyard_worker::engine::docker::{DEFAULT_SOCKET, DockerEngine};
 use buildyard_worker::engine::{Engine, Instance};
+use buildyard_worker::network::EgressNetwork;
 use tokio::sync::OnceCell;
 
 /// Busybox under all its names, with users root and node (uid 1000).
@@ -119,5 +120,7 @@ async fn sweep(instance: &Instance) -> anyhow::Result<Vec<String>> {
             left.push(format!("network {}", network.name));
         }
     }
+    // Rules without a bridge; the tests of the network look for them by themselves.
+    EgressNetwork::remove(&engine, instance).await?;
     Ok(left)
 }
