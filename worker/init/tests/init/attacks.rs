@@ -3,24 +3,21 @@
 use buildyard_init::protocol::{End, EndWhy, Frame, FromInit, Shell, StepHow, Usage};
 
 use crate::attacker;
-use crate::harness::{Container, User};
+use crate::harness::{Container, User, copy_program};
 
 /// The step after an attack: it lets the test look at init first.
 const NEXT: &str = "until test -e go; do sleep 0.01; done; echo the next step";
 
-fn copy_to(container: &Container, name: &str, content: &[u8]) {
-    let path = container.workspace().join(name);
-    std::fs::write(&path, content).expect("written");
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+fn put(container: &Container, name: &str, content: &[u8]) {
+    std::fs::write(container.workspace().join(name), content).expect("written");
 }
 
 #[test]
 fn nothing_that_a_step_does_to_process_1_has_an_effect() {
     for user in [User::Build, User::Root] {
         let Some(mut container) = Container::start(user) else { return };
-        let this_program = std::env::current_exe().and_then(std::fs::read).expect("read");
-        copy_to(&container, "attacker", &this_program);
-        let mut job = container.job(&[&format!("./attacker {}", attacker::ARGUMENTS), NEXT]);
+        let attacker = copy_program(&std::env::current_exe().expect("a path"), &container.workspace());
+        let mut job = container.job(&[&format!("{} {}", attacker.display(), attacker::ARGUMENTS), NEXT]);
         let socket = container.socket().to_str().expect("a text").to_owned();
         job.steps[0].env = vec![(attacker::SOCKET_VARIABLE.to_owned(), socket)];
         let mut worker = container.accept();
@@ -45,7 +42,7 @@ fn nothing_that_a_step_does_to_process_1_has_an_effect() {
         assert_eq!(limits(&container), before, "{user:?}");
         // The attacker's own connections wait at the socket, and none of them passes for init.
         assert!(container.strangers_waiting() > 0, "{user:?}");
-        copy_to(&container, "go", b"");
+        put(&container, "go", b"");
         worker.follow(&mut record);
         assert_eq!(record.end().why, EndWhy::Completed, "{user:?}");
         assert!(record.stdout().ends_with("the next step\n"));
@@ -66,7 +63,7 @@ fn what_a_step_prints_is_output_and_never_a_frame() {
     }
     for user in [User::Build, User::Root] {
         let Some(mut container) = Container::start(user) else { return };
-        copy_to(&container, "forged", &forged);
+        put(&container, "forged", &forged);
         let job = container.job(&["cat forged; cat forged >&2; exit 7"]);
         let record = container.run(&job);
         assert_eq!((&record.stdout, &record.stderr), (&forged, &forged));

@@ -219,9 +219,11 @@ impl User {
     }
 }
 
-fn copy_program(program: &Path, dir: &Path) -> PathBuf {
+/// By another process: a file that this one has open for writing at the moment of any fork cannot be executed.
+pub(crate) fn copy_program(program: &Path, dir: &Path) -> PathBuf {
     let copy = dir.join(program.file_name().expect("a program"));
-    fs::copy(program, &copy).expect("copied");
+    let copied = Command::new("cp").arg(program).arg(&copy).status();
+    assert!(copied.is_ok_and(|status| status.success()), "cp {}", program.display());
     copy
 }
 
