@@ -314,6 +314,24 @@ fn hash(file: &mut File) -> io::Result<(String, u64)> {
     }
 }
 
+/// Finds and hands over everything. Gives what was left out, in sentences.
+pub async fn keep_all(
+    workspace: &Path,
+    specs: &[ArtifactSpec],
+    limits: ArtifactLimits,
+    store: &dyn ArtifactStore,
+) -> Result<Vec<String>, ArtifactError> {
+    let (folder, list) = (workspace.to_owned(), specs.to_owned());
+    let found = tokio::task::spawn_blocking(move || collect(&folder, &list, limits)).await;
+    let mut collection = found.map_err(|error| ArtifactError::Io {
+        name: specs.first().map(|spec| spec.name.clone()).unwrap_or_default(),
+        path: workspace.to_owned(),
+        source: io::Error::other(error),
+    })??;
+    keep(&mut collection, store).await?;
+    Ok(collection.notes)
+}
+
 /// Hands everything over: each file's content under its hash, then the lists.
 pub async fn keep(collection: &mut Collection, store: &dyn ArtifactStore) -> Result<(), ArtifactError> {
     for (name, keep_ms, files) in &collection.artifacts {
