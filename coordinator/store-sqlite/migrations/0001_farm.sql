@@ -1,8 +1,9 @@
 -- The coordinator's memory. Released migrations never change: a later one alters what an earlier one made.
 --
 -- An entity is kept as sealed JSON (see src/seal.rs), written once, beside its state, which is small and
--- rewritten with each transition. Columns beyond that exist because a query selects by them. Times are
--- milliseconds since 1970, numbers of runs, jobs and attempts are those of their ids.
+-- rewritten with each transition. Columns beyond that exist because a query selects by them. Rows without JSON
+-- have a column `seal` over what they say. Times are milliseconds since 1970, numbers of runs, jobs and attempts
+-- are those of their ids.
 
 -- Lets `open` tell this from other SQLite databases: "BYRD".
 PRAGMA application_id = 1113150020;
@@ -14,10 +15,12 @@ CREATE TABLE meta (
     epoch INTEGER NOT NULL,
     last_run INTEGER NOT NULL,
     last_fence INTEGER NOT NULL,
-    last_event INTEGER NOT NULL
+    last_event INTEGER NOT NULL,
+    -- So that one changed byte is noticed when the database is examined.
+    twin INTEGER NOT NULL CHECK (twin = epoch + 3 * last_run + 5 * last_fence + 7 * last_event)
 ) STRICT;
 
-INSERT INTO meta (id, epoch, last_run, last_fence, last_event) VALUES (1, 0, 0, 0, 0);
+INSERT INTO meta (id, epoch, last_run, last_fence, last_event, twin) VALUES (1, 0, 0, 0, 0, 0);
 
 CREATE TABLE runs (
     id INTEGER NOT NULL PRIMARY KEY,
@@ -44,7 +47,8 @@ CREATE INDEX runs_with_logs ON runs (final_ms) WHERE final_ms IS NOT NULL AND lo
 
 CREATE TABLE request_keys (
     request_key TEXT NOT NULL PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE
+    run INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    seal INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX request_keys_by_run ON request_keys (run);
@@ -102,7 +106,8 @@ CREATE TABLE audit (
     at_ms INTEGER NOT NULL,
     actor TEXT NOT NULL,
     act TEXT NOT NULL,
-    subject TEXT NOT NULL
+    subject TEXT NOT NULL,
+    seal INTEGER NOT NULL
 ) STRICT;
 
 -- The audit only grows.
@@ -118,7 +123,8 @@ CREATE TABLE tokens (
     -- NULL for an administrator's.
     worker TEXT,
     created_ms INTEGER NOT NULL,
-    expires_ms INTEGER
+    expires_ms INTEGER,
+    seal INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX tokens_by_worker ON tokens (worker) WHERE worker IS NOT NULL;
@@ -129,16 +135,18 @@ CREATE TABLE invites (
     pools TEXT NOT NULL,
     created_ms INTEGER NOT NULL,
     expires_ms INTEGER,
-    used_ms INTEGER
+    used_ms INTEGER,
+    seal INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- Logs that are complete. The length of one that grows is where its last chunk ends.
 CREATE TABLE logs (
     run INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
     job INTEGER NOT NULL,
     number INTEGER NOT NULL,
     length INTEGER NOT NULL,
-    -- Once the log is complete.
-    sha256 TEXT,
+    sha256 TEXT NOT NULL,
+    seal INTEGER NOT NULL,
     PRIMARY KEY (run, job, number)
 ) STRICT, WITHOUT ROWID;
 
@@ -150,6 +158,7 @@ CREATE TABLE log_chunks (
     length INTEGER NOT NULL CHECK (length > 0),
     sha256 TEXT NOT NULL,
     object TEXT NOT NULL,
+    seal INTEGER NOT NULL,
     PRIMARY KEY (run, job, number, start)
 ) STRICT, WITHOUT ROWID;
 
@@ -161,6 +170,8 @@ CREATE TABLE artifacts (
     name TEXT NOT NULL,
     created_ms INTEGER NOT NULL,
     expires_ms INTEGER NOT NULL,
+    -- Over its files, too.
+    seal INTEGER NOT NULL,
     UNIQUE (run, job, number, name)
 ) STRICT;
 
@@ -184,5 +195,6 @@ CREATE TABLE garbage (
     kind TEXT NOT NULL,
     object TEXT NOT NULL,
     epoch INTEGER NOT NULL,
+    seal INTEGER NOT NULL,
     PRIMARY KEY (kind, object)
 ) STRICT, WITHOUT ROWID;

@@ -8,6 +8,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use crate::changes::int;
 use crate::error::Fault;
 use crate::logs::{Key, check};
+use crate::seal::{check as check_seal, word};
 use crate::writer::{Failure, Write};
 
 /// Keeps an artifact.
@@ -57,15 +58,18 @@ impl Write for Put {
 
 async fn insert(conn: &mut SqliteConnection, key: Key, artifact: &Artifact) -> Result<(), Failure> {
     let (created, expires) = (int(artifact.created_at.0), int(artifact.expires_at.0));
+    let row = (&artifact.name, created, expires, &artifact.files);
+    let seal = word("artifact", &artifact.attempt.to_string(), &row);
     let row = sqlx::query!(
-        r#"INSERT INTO artifacts (run, job, number, name, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?)
-           RETURNING id"#,
+        r#"INSERT INTO artifacts (run, job, number, name, created_ms, expires_ms, seal)
+           VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id"#,
         key.run,
         key.job,
         key.number,
         artifact.name,
         created,
-        expires
+        expires,
+        seal
     )
     .fetch_one(&mut *conn)
     .await?;
@@ -101,7 +105,7 @@ pub(crate) async fn of_run(readers: &SqlitePool, run: RunId) -> Result<Vec<Artif
     // One transaction: a sweep between the statements would show an artifact without its files.
     let mut snapshot = readers.begin().await?;
     let rows = sqlx::query!(
-        r#"SELECT id, job, number, name, created_ms, expires_ms FROM artifacts WHERE run = ?
+        r#"SELECT id, job, number, name, created_ms, expires_ms, seal FROM artifacts WHERE run = ?
            ORDER BY job, number, name"#,
         number
     )
@@ -109,10 +113,14 @@ pub(crate) async fn of_run(readers: &SqlitePool, run: RunId) -> Result<Vec<Artif
     .await?;
     let mut artifacts = Vec::with_capacity(rows.len());
     for row in rows {
+        let attempt = run.job(row.job as u32).attempt(row.number as u32);
+        let files = files(&mut snapshot, row.id).await?;
+        let sealed = (&row.name, row.created_ms, row.expires_ms, &files);
+        check_seal("artifact", &attempt.to_string(), &sealed, row.seal)?;
         artifacts.push(Artifact {
-            attempt: run.job(row.job as u32).attempt(row.number as u32),
+            attempt,
             name: row.name,
-            files: files(&mut snapshot, row.id).await?,
+            files,
             created_at: Timestamp(row.created_ms as u64),
             expires_at: Timestamp(row.expires_ms as u64),
         });

@@ -17,7 +17,7 @@ use buildyard_types::api::EventView;
 use buildyard_types::{AttemptId, JobId, RunId, Timestamp, WorkerId};
 use serde::Serialize;
 
-use crate::seal::seal;
+use crate::seal::{seal, word};
 
 /// Rows as a JSON array, and how many they are.
 #[derive(Debug, Default)]
@@ -170,7 +170,7 @@ impl Changes {
                 state.name(),
                 final_ms(state),
             ));
-            keys.extend(run.key.as_ref().map(|key| (key, number)));
+            keys.extend(run.key.as_ref().map(|key| (key, number, word("key", key, &number))));
             self.last_run = self.last_run.max(number);
         }
         self.runs_created = Rows::of(&created);

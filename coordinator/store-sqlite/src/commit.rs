@@ -1,10 +1,12 @@
 //! The scheduler's transaction.
 
-use buildyard_store::{StoreError, Token, TokenKind};
+use buildyard_store::StoreError;
 use buildyard_types::Epoch;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::changes::{Changes, Rows, int};
+use crate::seal::word;
+use crate::tokens;
 use crate::writer::{Failure, Write};
 
 /// Begins a new epoch.
@@ -18,7 +20,7 @@ impl Write for BeginEpoch {
     }
 
     async fn write(&self, conn: &mut SqliteConnection) -> Result<Epoch, Failure> {
-        let row = sqlx::query!("UPDATE meta SET epoch = epoch + 1 RETURNING epoch");
+        let row = sqlx::query!("UPDATE meta SET epoch = epoch + 1, twin = twin + 1 RETURNING epoch");
         Ok(Epoch(row.fetch_one(conn).await?.epoch as u64))
     }
 }
@@ -46,18 +48,20 @@ impl Write for Commit {
         put_events(conn, last_event, &changes.events).await?;
         for line in &changes.audit {
             let at = int(line.at.0);
+            let seal = word("act", "", &(at, &line.actor, &line.act, &line.subject));
             sqlx::query!(
-                "INSERT INTO audit (at_ms, actor, act, subject) VALUES (?, ?, ?, ?)",
+                "INSERT INTO audit (at_ms, actor, act, subject, seal) VALUES (?, ?, ?, ?, ?)",
                 at,
                 line.actor,
                 line.act,
-                line.subject
+                line.subject,
+                seal
             )
             .execute(&mut *conn)
             .await?;
         }
         for token in &changes.tokens {
-            put_token(conn, token).await?;
+            tokens::put(conn, token).await?;
         }
         Ok(last_event as u64)
     }
@@ -70,8 +74,9 @@ impl Commit {
         let events = int(self.changes.events.count);
         let counted = sqlx::query!(
             r#"UPDATE meta
-               SET last_run = max(last_run, ?), last_fence = max(last_fence, ?), last_event = last_event + ?
-               WHERE epoch = ?
+               SET last_run = max(last_run, ?1), last_fence = max(last_fence, ?2), last_event = last_event + ?3,
+                   twin = epoch + 3 * max(last_run, ?1) + 5 * max(last_fence, ?2) + 7 * (last_event + ?3)
+               WHERE epoch = ?4
                RETURNING last_event"#,
             self.changes.last_run,
             self.changes.last_fence,
@@ -118,9 +123,9 @@ async fn put_runs(conn: &mut SqliteConnection, changes: &Changes) -> Result<(), 
     }
     if changes.request_keys.count > 0 {
         sqlx::query!(
-            r#"INSERT INTO request_keys (request_key, run)
-               SELECT value ->> 0, value ->> 1 FROM json_each(?) WHERE true
-               ON CONFLICT (request_key) DO UPDATE SET run = excluded.run"#,
+            r#"INSERT INTO request_keys (request_key, run, seal)
+               SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE true
+               ON CONFLICT (request_key) DO UPDATE SET run = excluded.run, seal = excluded.seal"#,
             changes.request_keys.json
         )
         .execute(&mut *conn)
@@ -241,44 +246,5 @@ async fn put_events(conn: &mut SqliteConnection, last_event: i64, events: &Rows)
         .execute(&mut *conn)
         .await?;
     }
-    Ok(())
-}
-
-/// Makes a token good. Adding it again changes nothing more.
-pub(crate) async fn put_token(conn: &mut SqliteConnection, token: &Token) -> Result<(), Failure> {
-    let created = int(token.created_at.0);
-    let expires = token.expires_at.map(|at| int(at.0));
-    let worker = match &token.kind {
-        TokenKind::Admin => None,
-        TokenKind::Worker(worker) => Some(worker.to_string()),
-        TokenKind::Invite { pools } => {
-            let pools = serde_json::to_string(pools).expect("a set of texts is JSON");
-            sqlx::query!(
-                r#"INSERT INTO invites (hash, name, pools, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?)
-                   ON CONFLICT (hash) DO NOTHING"#,
-                token.hash,
-                token.name,
-                pools,
-                created,
-                expires
-            )
-            .execute(conn)
-            .await?;
-            return Ok(());
-        }
-    };
-    sqlx::query!(
-        r#"INSERT INTO tokens (hash, name, worker, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?)
-           ON CONFLICT (hash) DO UPDATE SET
-               name = excluded.name, worker = excluded.worker, created_ms = excluded.created_ms,
-               expires_ms = excluded.expires_ms"#,
-        token.hash,
-        token.name,
-        worker,
-        created,
-        expires
-    )
-    .execute(conn)
-    .await?;
     Ok(())
 }

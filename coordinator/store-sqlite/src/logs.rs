@@ -6,6 +6,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use crate::changes::int;
 use crate::error::Fault;
+use crate::seal::{check as check_seal, word};
 use crate::sweep::remember_logs;
 use crate::writer::{Failure, Write};
 
@@ -52,7 +53,10 @@ async fn kept(conn: &mut SqliteConnection, by: &Fenced) -> Result<Kept, Failure>
     let key = Key::from(by.attempt);
     let (fence, worker) = (int(by.fence.0), by.worker.to_string());
     let row = sqlx::query!(
-        r#"SELECT coalesce(l.length, 0) AS "length!: i64", l.sha256 AS "sha256?: String"
+        r#"SELECT coalesce((SELECT start + c.length FROM log_chunks c
+                   WHERE c.run = a.run AND c.job = a.job AND c.number = a.number
+                   ORDER BY start DESC LIMIT 1), 0) AS "length!: i64",
+               l.sha256 AS "sha256?: String"
            FROM attempts a LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
            WHERE a.run = ? AND a.job = ? AND a.number = ? AND a.fence = ? AND a.worker = ?
                AND a.state_name = 'live'"#,
@@ -104,8 +108,7 @@ impl Write for Append {
         if kept.sha256.is_some() {
             return Err(conflict(format!("the log of {} is finished", by.attempt)));
         }
-        add_chunk(conn, Key::from(by.attempt), chunk, start, length).await?;
-        set_length(conn, Key::from(by.attempt), end).await?;
+        add_chunk(conn, by.attempt, chunk, start, length).await?;
         Ok(end as u64)
     }
 }
@@ -137,34 +140,24 @@ async fn same_chunk(
 
 async fn add_chunk(
     conn: &mut SqliteConnection,
-    key: Key,
+    attempt: AttemptId,
     chunk: &LogChunk,
     start: i64,
     length: i64,
 ) -> Result<(), Failure> {
+    let key = Key::from(attempt);
+    let seal = word("log chunk", &attempt.to_string(), &(start, length, &chunk.sha256, &chunk.object));
     sqlx::query!(
-        r#"INSERT INTO log_chunks (run, job, number, start, length, sha256, object) VALUES (?, ?, ?, ?, ?, ?, ?)"#,
+        r#"INSERT INTO log_chunks (run, job, number, start, length, sha256, object, seal)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?)"#,
         key.run,
         key.job,
         key.number,
         start,
         length,
         chunk.sha256,
-        chunk.object
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-async fn set_length(conn: &mut SqliteConnection, key: Key, length: i64) -> Result<(), Failure> {
-    sqlx::query!(
-        r#"INSERT INTO logs (run, job, number, length) VALUES (?, ?, ?, ?)
-           ON CONFLICT (run, job, number) DO UPDATE SET length = excluded.length"#,
-        key.run,
-        key.job,
-        key.number,
-        length
+        chunk.object,
+        seal
     )
     .execute(conn)
     .await?;
@@ -201,14 +194,15 @@ impl Write for Finish {
             None => {}
         }
         let key = Key::from(by.attempt);
+        let seal = word("log", &by.attempt.to_string(), &(length, Some(&self.sha256)));
         sqlx::query!(
-            r#"INSERT INTO logs (run, job, number, length, sha256) VALUES (?, ?, ?, ?, ?)
-               ON CONFLICT (run, job, number) DO UPDATE SET sha256 = excluded.sha256"#,
+            "INSERT INTO logs (run, job, number, length, sha256, seal) VALUES (?, ?, ?, ?, ?, ?)",
             key.run,
             key.job,
             key.number,
             length,
-            self.sha256
+            self.sha256,
+            seal
         )
         .execute(conn)
         .await?;
@@ -266,7 +260,7 @@ impl Write for Compact {
         )
         .execute(&mut *conn)
         .await?;
-        add_chunk(conn, key, &self.whole, start, length).await?;
+        add_chunk(conn, self.attempt, &self.whole, start, length).await?;
         remember_logs(conn, &replaced).await?;
         Ok(replaced)
     }
@@ -282,7 +276,9 @@ pub(crate) async fn chunks(
     let key = Key::from(attempt);
     let from = int(from);
     let rows = sqlx::query!(
-        r#"SELECT start AS "start!", length AS "length!", sha256 AS "sha256!", object AS "object!" FROM log_chunks
+        r#"SELECT start AS "start!", length AS "length!", sha256 AS "sha256!", object AS "object!",
+               seal AS "seal!"
+           FROM log_chunks
            WHERE run = ?1 AND job = ?2 AND number = ?3 AND start + length > ?4
                AND start >= coalesce((SELECT max(start) FROM log_chunks
                    WHERE run = ?1 AND job = ?2 AND number = ?3 AND start <= ?4), 0)
@@ -295,11 +291,16 @@ pub(crate) async fn chunks(
     )
     .fetch_all(readers)
     .await?;
-    let chunk = |start: i64, length: i64, sha256, object| LogChunk {
-        offset: start as u64,
-        length: length as u64,
-        sha256,
-        object,
-    };
-    Ok(rows.into_iter().map(|row| chunk(row.start, row.length, row.sha256, row.object)).collect())
+    let id = attempt.to_string();
+    let mut chunks = Vec::with_capacity(rows.len());
+    for row in rows {
+        check_seal("log chunk", &id, &(row.start, row.length, &row.sha256, &row.object), row.seal)?;
+        chunks.push(LogChunk {
+            offset: row.start as u64,
+            length: row.length as u64,
+            sha256: row.sha256,
+            object: row.object,
+        });
+    }
+    Ok(chunks)
 }

@@ -199,7 +199,8 @@ fn write_options(path: &Path) -> SqliteConnectOptions {
 }
 
 fn read_options(path: &Path) -> SqliteConnectOptions {
-    options(path).read_only(true).pragma("query_only", "ON")
+    // Rows come over from the connection's thread in portions of this many.
+    options(path).read_only(true).pragma("query_only", "ON").row_buffer_size(1_024)
 }
 
 /// A copy as of before the migration, made under another name first: a copy that is there is whole.

@@ -12,7 +12,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use crate::changes::int;
 use crate::error::Fault;
 use crate::logs::Key;
-use crate::seal::unseal;
+use crate::seal::{check, unseal};
 
 /// Most runs of one page.
 const PAGE: u32 = 200;
@@ -66,6 +66,7 @@ struct AttemptRow {
     state: String,
     length: i64,
     sha256: Option<String>,
+    seal: Option<i64>,
 }
 
 impl AttemptRow {
@@ -78,6 +79,9 @@ impl AttemptRow {
             Some(sealed) => Some(unseal("start", &text, sealed)?),
         };
         let state = unseal("attempt state", &text, &self.state)?;
+        if let Some(seal) = self.seal {
+            check("log", &text, &(self.length, &self.sha256), seal)?;
+        }
         let log = LogState { length: self.length as u64, sha256: self.sha256 };
         Ok((Attempt { id, started_at, state, ..attempt }, log))
     }
@@ -177,7 +181,10 @@ pub(crate) async fn attempts(readers: &SqlitePool, run: RunId) -> Result<Vec<(At
     let rows = sqlx::query_as!(
         AttemptRow,
         r#"SELECT a.run, a.job, a.number, a.attempt, a.started, a.state,
-               coalesce(l.length, 0) AS "length!: i64", l.sha256 AS "sha256?: String"
+               coalesce(l.length, (SELECT start + c.length FROM log_chunks c
+                   WHERE c.run = a.run AND c.job = a.job AND c.number = a.number
+                   ORDER BY start DESC LIMIT 1), 0) AS "length!: i64",
+               l.sha256 AS "sha256?: String", l.seal AS "seal?: i64"
            FROM attempts a LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
            WHERE a.run = ? ORDER BY a.job, a.number"#,
         id
@@ -196,7 +203,10 @@ pub(crate) async fn attempt(
     let row = sqlx::query_as!(
         AttemptRow,
         r#"SELECT a.run, a.job, a.number, a.attempt, a.started, a.state,
-               coalesce(l.length, 0) AS "length!: i64", l.sha256 AS "sha256?: String"
+               coalesce(l.length, (SELECT start + c.length FROM log_chunks c
+                   WHERE c.run = a.run AND c.job = a.job AND c.number = a.number
+                   ORDER BY start DESC LIMIT 1), 0) AS "length!: i64",
+               l.sha256 AS "sha256?: String", l.seal AS "seal?: i64"
            FROM attempts a LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
            WHERE a.run = ? AND a.job = ? AND a.number = ?"#,
         key.run,
@@ -261,11 +271,19 @@ pub(crate) async fn last_event(readers: &SqlitePool) -> Result<u64, Fault> {
 
 /// Acts on record.
 pub(crate) async fn audit(readers: &SqlitePool, limit: u32) -> Result<Vec<AuditLine>, Fault> {
-    let rows = sqlx::query!("SELECT at_ms, actor, act, subject FROM audit ORDER BY id DESC LIMIT ?", limit)
-        .fetch_all(readers)
-        .await?;
-    let line = |at: i64, actor, act, subject| AuditLine { at: Timestamp(at as u64), actor, act, subject };
-    Ok(rows.into_iter().map(|row| line(row.at_ms, row.actor, row.act, row.subject)).collect())
+    let rows =
+        sqlx::query!("SELECT at_ms, actor, act, subject, seal FROM audit ORDER BY id DESC LIMIT ?", limit)
+            .fetch_all(readers)
+            .await?;
+    read_all(rows, |row| {
+        check("act", "", &(row.at_ms, &row.actor, &row.act, &row.subject), row.seal)?;
+        Ok(AuditLine {
+            at: Timestamp(row.at_ms as u64),
+            actor: row.actor,
+            act: row.act,
+            subject: row.subject,
+        })
+    })
 }
 
 /// What a scheduler needs to go on: one transaction, so that all of it is of one moment.
@@ -317,7 +335,7 @@ async fn open_attempts(conn: &mut SqliteConnection) -> Result<Vec<Attempt>, Faul
                SELECT id FROM runs WHERE final_ms IS NULL
                UNION SELECT run FROM attempts WHERE state_name <> 'removed')
            SELECT a.run, a.job, a.number, a.attempt, a.started, a.state,
-               0 AS "length!: i64", NULL AS "sha256?: String"
+               0 AS "length!: i64", NULL AS "sha256?: String", NULL AS "seal?: i64"
            FROM open JOIN attempts a ON a.run = open.id ORDER BY a.run, a.job, a.number"#
     )
     .fetch_all(conn)
@@ -331,8 +349,12 @@ async fn workers(conn: &mut SqliteConnection) -> Result<Vec<Worker>, Fault> {
 }
 
 async fn keys(conn: &mut SqliteConnection) -> Result<Vec<(String, RunId)>, Fault> {
-    let rows = sqlx::query!("SELECT request_key, run FROM request_keys ORDER BY run DESC LIMIT ?", KEYS)
-        .fetch_all(conn)
-        .await?;
-    Ok(rows.into_iter().map(|row| (row.request_key, RunId(row.run as u64))).collect())
+    let rows =
+        sqlx::query!("SELECT request_key, run, seal FROM request_keys ORDER BY run DESC LIMIT ?", KEYS)
+            .fetch_all(conn)
+            .await?;
+    read_all(rows, |row| {
+        check("key", &row.request_key, &row.run, row.seal)?;
+        Ok((row.request_key, RunId(row.run as u64)))
+    })
 }

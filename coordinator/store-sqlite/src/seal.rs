@@ -3,7 +3,7 @@
 //! SQLite checks the frames of its log but not the pages of its main file: one flipped byte inside a row is
 //! read back as if it had been written so. Therefore each JSON text is kept as 16 hexadecimal digits and the
 //! text. The digits are FNV-1a over the kind, the id and the text: each step of FNV-1a is a bijection of its
-//! state, so any change of one byte changes the result. It guards against failing disks, not against people.
+//! state, so any change of one byte changes the result. Rows without JSON have the word as a number. It guards against failing disks, not against people.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,6 +32,20 @@ pub(crate) fn seal(kind: &'static str, id: &str, value: &impl Serialize) -> Stri
     let json = serde_json::to_string(value).expect("our types have string keys only, so they are JSON");
     let check = fnv1a([kind.as_bytes(), id.as_bytes(), json.as_bytes()]);
     format!("{check:0DIGITS$x}{json}")
+}
+
+/// The check word of a row whose values have columns of their own.
+pub(crate) fn word(kind: &'static str, id: &str, row: &impl Serialize) -> i64 {
+    let json = serde_json::to_vec(row).expect("rows are tuples of texts and numbers");
+    fnv1a([kind.as_bytes(), id.as_bytes(), &json]).cast_signed()
+}
+
+/// Whether a row is what was written with this word.
+pub(crate) fn check(kind: &'static str, id: &str, row: &impl Serialize, seal: i64) -> Result<(), BrokenSeal> {
+    match word(kind, id, row) == seal {
+        true => Ok(()),
+        false => Err(BrokenSeal { kind, id: id.to_owned(), source: None }),
+    }
 }
 
 /// Reads a sealed value back.

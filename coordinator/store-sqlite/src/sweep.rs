@@ -9,6 +9,7 @@ use buildyard_store::{RetentionPolicy, Swept};
 use sqlx::sqlite::SqliteConnection;
 
 use crate::changes::int;
+use crate::seal::{check, word};
 use crate::writer::{Failure, Write};
 
 const LOG: &str = "log";
@@ -172,14 +173,17 @@ async fn drop_farm_events(conn: &mut SqliteConnection, before: i64, limit: i64) 
 
 /// Takes up what earlier epochs named, and perhaps did not delete.
 async fn left_over(conn: &mut SqliteConnection, kind: &str) -> Result<Vec<String>, Failure> {
-    let objects = sqlx::query_scalar!(
+    let objects = sqlx::query!(
         r#"DELETE FROM garbage
            WHERE kind = ?1 AND object IN (SELECT object FROM garbage WHERE kind = ?1 LIMIT ?2)
-           RETURNING object"#,
+           RETURNING object, seal"#,
         kind,
         LEFT_OVER
     );
-    Ok(objects.fetch_all(conn).await?)
+    let rows = objects.fetch_all(conn).await?;
+    // A changed name may be that of another object, which is in use.
+    let sound = |object: &str, seal| check("garbage", object, &kind, seal).is_ok();
+    Ok(rows.into_iter().filter(|row| sound(&row.object, row.seal)).map(|row| row.object).collect())
 }
 
 /// The contents that no artifact holds any more.
@@ -215,10 +219,12 @@ async fn remember(
     if objects.is_empty() {
         return Ok(());
     }
-    let objects = json(&objects);
+    let rows = objects.iter().map(|object| (object, word("garbage", object, &kind)));
+    let objects = json(&rows.collect::<Vec<_>>());
     sqlx::query!(
-        r#"INSERT INTO garbage (kind, object, epoch) SELECT ?, value, ? FROM json_each(?) WHERE true
-           ON CONFLICT (kind, object) DO UPDATE SET epoch = excluded.epoch"#,
+        r#"INSERT INTO garbage (kind, object, epoch, seal)
+           SELECT ?, value ->> 0, ?, value ->> 1 FROM json_each(?) WHERE true
+           ON CONFLICT (kind, object) DO UPDATE SET epoch = excluded.epoch, seal = excluded.seal"#,
         kind,
         epoch,
         objects
