@@ -310,3 +310,6 @@ pub fn environment(
     }
     env
 }
+
+#[cfg(test)]
+mod tests;
