@@ -87,6 +87,8 @@ pub struct EngineInfo {
     pub cpus: u64,
     /// Memory of the host.
     pub memory: ByteSize,
+    /// Limits that this engine cannot hold on this kernel: "memory", "swap", "pids", "cpu".
+    pub missing_limits: Vec<&'static str>,
     /// When the engine's process started, where that can be found out. A container that was started before and
     /// died of signal 9 since then was the engine's to lose.
     pub started: Option<Timestamp>,

@@ -219,6 +219,12 @@ pub(super) fn engine_info(
             None => part.version,
         }
     });
+    let limits = [
+        ("memory", info.memory_limit),
+        ("swap", info.swap_limit),
+        ("pids", info.pids_limit),
+        ("cpu", info.cpu_cfs_quota),
+    ];
     let count = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
     EngineInfo {
         version: version.version.unwrap_or_default(),
@@ -237,6 +243,7 @@ pub(super) fn engine_info(
         userns_remap: info.security_options.iter().flatten().any(|option| option.contains("name=userns")),
         cpus: count(info.ncpu),
         memory: ByteSize(count(info.mem_total)),
+        missing_limits: limits.iter().filter(|(_, can)| *can == Some(false)).map(|(name, _)| *name).collect(),
         started,
     }
 }

@@ -252,6 +252,7 @@ impl Engine for ScriptedEngine {
             userns_remap: false,
             cpus: 4,
             memory: ByteSize::from_gib(8),
+            missing_limits: Vec::new(),
             started: None,
         })
     }

@@ -1,1 +1,0 @@
-//! What this host offers to the farm, and what is missing on it.
