@@ -166,16 +166,23 @@ async fn examine(conn: &mut SqliteConnection, path: &Path, migrations: &Migrator
 }
 
 /// What is in it is nobody else's business: names of repositories, hashes of credentials. SQLite gives the files
-/// beside it the same mode.
+/// beside it the same mode when it makes them.
 fn make_private(path: &Path, is_new: bool) -> Result<(), OpenError> {
     if is_new {
         let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         made.map_err(file_error("making", path))?;
     }
-    let mode = fs::metadata(path).map_err(file_error("looking at", path))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "others could read the database; now they cannot");
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(file_error("protecting", path))?;
+    for file in [path.to_owned(), beside(path, "-wal"), beside(path, "-shm")] {
+        let mode = match fs::metadata(&file) {
+            Ok(found) => found.permissions().mode(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(file_error("looking at", &file)(error)),
+        };
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %file.display(), "others could read this file; now they cannot");
+            let private = Permissions::from_mode(0o600);
+            fs::set_permissions(&file, private).map_err(file_error("protecting", &file))?;
+        }
     }
     Ok(())
 }
@@ -205,7 +212,7 @@ fn read_options(path: &Path) -> SqliteConnectOptions {
 
 /// A copy as of before the migration, made under another name first: a copy that is there is whole.
 async fn copy(conn: &SqlitePool, path: &Path, schema: i64) -> Result<(), OpenError> {
-    let whole = beside(path, &format!(".before-{}", schema + 1));
+    let whole = beside(path, &format!(".schema-{schema}"));
     let partial = beside(path, ".copy");
     match fs::remove_file(&partial) {
         Ok(()) => {}
@@ -247,3 +254,6 @@ async fn check_counters(conn: &SqlitePool, path: &Path) -> Result<(), OpenError>
     let finding = "a counter is behind what it counted".to_owned();
     Err(OpenError::Damaged { path: path.to_owned(), finding })
 }
+
+#[cfg(test)]
+mod tests;
