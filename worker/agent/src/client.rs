@@ -97,6 +97,19 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether nothing of the call can have reached the coordinator, so that it has no effect there.
+    pub fn never_arrived(&self) -> bool {
+        match self {
+            ClientError::Unreachable { source, .. } => source.is_connect(),
+            ClientError::Unavailable { .. }
+            | ClientError::Unauthorized { .. }
+            | ClientError::Conflict { .. }
+            | ClientError::Refused { .. }
+            | ClientError::Answer { .. }
+            | ClientError::File { .. } => false,
+        }
+    }
+
     /// Whether the same call may succeed later.
     pub fn is_temporary(&self) -> bool {
         match self {

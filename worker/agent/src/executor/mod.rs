@@ -65,7 +65,7 @@ pub trait Source: Send + Sync {
 }
 
 /// Where the log of an attempt goes. One task writes.
-pub trait LogSink: Send {
+pub trait LogSink: Send + Sync {
     /// Adds a record. It counts from the next commit on.
     fn append(&mut self, record: &Record<'_>) -> io::Result<()>;
     /// Everything added so far is safe, and with it init's frames below `next`.
@@ -96,6 +96,8 @@ pub struct Orders {
     pub fenced: bool,
     /// The worker ends.
     pub exit: Option<OnExit>,
+    /// Its end is on record and nothing of it is left: drop its log.
+    pub forget: bool,
 }
 
 impl Orders {

@@ -1,0 +1,214 @@
+//! From a configuration to a worker that can begin: directory, engine, identity, journal, and a sweep of whatever
+//! belongs to nobody.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use buildyard_types::label::is_name;
+use buildyard_types::worker::{EnrolRequest, Offer, PROTOCOL};
+use tokio::sync::{OnceCell, watch};
+use tokio::time::{Instant, sleep};
+
+use super::WorkerError;
+use super::offer::Host;
+use crate::backoff::Backoff;
+use crate::cgroup::MemoryCounters;
+use crate::client::{self, Client, ClientError};
+use crate::clock::Clock;
+use crate::config::WorkerConfig;
+use crate::data::{DataDir, Identity};
+use crate::engine::docker::DockerEngine;
+use crate::engine::{Engine, EngineInfo, Instance};
+use crate::executor::Executor;
+use crate::executor::outcome::in_one_sentence;
+use crate::image::Images;
+use crate::init_binary;
+use crate::journal::Journal;
+use crate::source::Mirrors;
+use crate::workspace::Workspaces;
+
+/// How long a worker that starts waits for its engine: both start with the host.
+const ENGINE_LIMIT: Duration = Duration::from_secs(60);
+
+/// A worker that can begin.
+pub(super) struct Started {
+    pub(super) data: DataDir,
+    pub(super) number: u64,
+    pub(super) client: Client,
+    pub(super) executor: Executor,
+    pub(super) journal: Journal,
+    pub(super) mirrors: Mirrors,
+    pub(super) offer: watch::Receiver<Offer>,
+}
+
+fn setup<E: std::error::Error + Send + Sync + 'static>(doing: &'static str) -> impl FnOnce(E) -> WorkerError {
+    move |source| WorkerError::Setup { doing, source: Box::new(source) }
+}
+
+pub(super) async fn start(config: &WorkerConfig) -> Result<Started, WorkerError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(WorkerError::NotRoot);
+    }
+    let data = DataDir::open(&config.data_dir)?;
+    let engine: Arc<dyn Engine> = Arc::new(match &config.engine_socket {
+        Some(socket) => DockerEngine::new(socket),
+        None => DockerEngine::new(Path::new("/var/run/docker.sock")),
+    });
+    start_with(config, data, engine).await
+}
+
+/// Everything behind the choice of the engine.
+pub(super) async fn start_with(
+    config: &WorkerConfig,
+    data: DataDir,
+    engine: Arc<dyn Engine>,
+) -> Result<Started, WorkerError> {
+    let info = wait_for_engine(&*engine).await?;
+    let host = Host { capacity: config.capacity, data: data.root().to_owned() };
+    let first = host.look(&*engine, &info).await;
+    let identity = match data.identity()? {
+        Some(identity) => identity,
+        None => join(config, &data, first.clone()).await?,
+    };
+    let client = Client::new(&config.coordinator, identity).map_err(WorkerError::Refused)?;
+    let journal = Journal::open(&data.journal())?;
+    let instance = Instance::new(data.instance());
+    let workspaces = Workspaces::open(data.root()).await.map_err(setup("make workspaces"))?;
+    if let Some(why) = workspaces.why_watched() {
+        tracing::warn!(why, "workspaces have no hard cap here; they are watched");
+    }
+    let executor = Executor {
+        images: Images::open(data.root(), instance.clone()).map_err(setup("open the facts of images"))?,
+        engine: engine.clone(),
+        instance,
+        workspaces,
+        egress: OnceCell::new(),
+        coordinator: addresses(&config.coordinator).await,
+        host_arch: info.arch.clone(),
+        policy: config.policy,
+        init: init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?,
+        artifacts: config.artifacts,
+        clock: Clock::start(),
+        counters: MemoryCounters::of,
+        attempts: data.attempts(),
+    };
+    sweep(&executor, &journal, &data).await?;
+    let mirrors = Mirrors::new(data.mirrors(), config.mirrors);
+    let (sender, offer) = watch::channel(first);
+    tokio::spawn(host.watch(engine, info, sender));
+    let number = data.next_session()?;
+    Ok(Started { data, number, client, executor, journal, mirrors, offer })
+}
+
+async fn wait_for_engine(engine: &dyn Engine) -> Result<EngineInfo, WorkerError> {
+    let deadline = Instant::now() + ENGINE_LIMIT;
+    let mut backoff = Backoff::default();
+    loop {
+        match engine.info().await {
+            Ok(info) => return Ok(info),
+            Err(error) if Instant::now() >= deadline => return Err(WorkerError::NoEngine(error)),
+            Err(error) => {
+                tracing::warn!(error = %in_one_sentence(&error), "waiting for the container engine");
+                sleep(backoff.next()).await;
+            }
+        }
+    }
+}
+
+/// Joins the farm with the one-time token.
+async fn join(config: &WorkerConfig, data: &DataDir, offer: Offer) -> Result<Identity, WorkerError> {
+    let path = config.token_file.as_ref().ok_or(WorkerError::NotEnrolled)?;
+    let token = client::read_token(path).map_err(WorkerError::Enrol)?;
+    let request = EnrolRequest { protocol: PROTOCOL, token, name: name(&config.name), offer };
+    let mut backoff = Backoff::default();
+    let response = loop {
+        match client::enrol(&config.coordinator, &request).await {
+            Ok(response) => break response,
+            // Nothing reached the coordinator, so the token is still good. Any other failure may have used it up.
+            Err(error @ ClientError::Unreachable { .. }) if error.never_arrived() => {
+                tracing::warn!(error = %in_one_sentence(&error), "waiting for the coordinator");
+                sleep(backoff.next()).await;
+            }
+            Err(error) => return Err(WorkerError::Enrol(error)),
+        }
+    };
+    let identity = Identity { worker: response.worker, credential: response.credential };
+    data.keep_identity(&identity)?;
+    tracing::info!(worker_id = %identity.worker, "joined the farm");
+    Ok(identity)
+}
+
+/// A name that the coordinator takes, whatever the host is called.
+fn name(wanted: &str) -> String {
+    let keep = |c: char| if is_name(&c.to_string()) { c } else { '-' };
+    let name: String = wanted.chars().take(64).map(keep).collect();
+    if is_name(&name) { name } else { "worker".to_owned() }
+}
+
+/// The addresses of the coordinator, which attempts must not reach. One that cannot be looked up now is looked up
+/// by its calls; the host's own addresses are closed in any case.
+async fn addresses(url: &str) -> Vec<SocketAddr> {
+    let host = url.strip_prefix("http://").unwrap_or(url);
+    let host = if host.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) {
+        host.to_owned()
+    } else {
+        format!("{host}:80")
+    };
+    match tokio::net::lookup_host(&host).await {
+        Ok(found) => found.collect(),
+        Err(error) => {
+            tracing::warn!(%host, error = %error, "the coordinator's address is not known yet");
+            Vec::new()
+        }
+    }
+}
+
+/// Removes what carries this worker's label or lies in its directory and is in no journal.
+async fn sweep(executor: &Executor, journal: &Journal, data: &DataDir) -> Result<(), WorkerError> {
+    let known: BTreeSet<_> = journal.entries().map(|entry| entry.order.attempt).collect();
+    let names: BTreeSet<_> = known.iter().map(|attempt| executor.container_name(*attempt)).collect();
+    let containers = executor.engine.containers(&executor.instance).await;
+    for container in containers.map_err(setup("list this worker's containers"))? {
+        if names.contains(&container.name) {
+            continue;
+        }
+        tracing::info!(container = %container.name, "removing a container that is in no journal");
+        if let Err(error) = executor.engine.remove(&container.id).await {
+            tracing::warn!(container = %container.name, error = %in_one_sentence(&error), "it stays");
+        }
+    }
+    let swept = executor.workspaces.sweep(&known).await.map_err(setup("sweep workspaces"))?;
+    for failure in &swept.failed {
+        tracing::warn!(failure, "a workspace stays");
+    }
+    for attempt in data.attempts_on_disk()? {
+        if !known.contains(&attempt)
+            && let Err(error) = executor.files(attempt).remove()
+        {
+            tracing::warn!(attempt_id = %attempt, error = %error, "its files stay");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_host_has_a_name_that_is_taken() {
+        for (wanted, expected) in [("build-7", "build-7"), ("büro host", "b-ro-host"), ("", "worker")] {
+            assert_eq!(name(wanted), expected);
+        }
+        assert_eq!(name(&"x".repeat(100)).len(), 64);
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_without_a_port_listens_on_80() {
+        assert_eq!(addresses("http://127.0.0.1").await, ["127.0.0.1:80".parse().unwrap()]);
+        assert_eq!(addresses("http://127.0.0.1:7317").await, ["127.0.0.1:7317".parse().unwrap()]);
+    }
+}
