@@ -273,7 +273,7 @@ pub enum EndWhy {
 pub enum ToInit {
     /// What to do. Ignored by an init that has a job, so it may be sent again after a lost connection.
     Job(Box<Job>),
-    /// Send frames from here on; everything below is acknowledged.
+    /// Send frames from here on; everything below is acknowledged. Once in a connection.
     Resume {
         /// The first frame that the worker does not have.
         next: u64,

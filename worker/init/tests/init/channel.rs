@@ -169,6 +169,7 @@ fn a_worker_that_makes_no_sense_is_left_and_costs_nothing() {
         vec![1, 0, 0, 0, 99],
         encoded(&ToInit::Resume { next: record.next + 1 }),
         encoded(&ToInit::Ack { next: u64::MAX }),
+        [ToInit::Resume { next: 0 }, ToInit::Resume { next: 0 }].iter().flat_map(encoded).collect(),
     ] {
         drop(worker);
         worker = container.accept();

@@ -87,11 +87,14 @@ impl Link {
         self.pause_ms = (self.pause_ms * 2).min(LONGEST_PAUSE_MS);
     }
 
-    /// Lets numbered frames flow.
-    pub(crate) fn resume(&mut self) {
+    /// Lets numbered frames flow. False if they do already: a frame may be sent in part, so no connection can begin
+    /// anew in its midst.
+    pub(crate) fn resume(&mut self) -> bool {
         self.pause_ms = FIRST_PAUSE_MS;
-        if let State::Up(connection) = &mut self.state {
-            connection.resumed = true;
+        match &mut self.state {
+            State::Up(connection) => !std::mem::replace(&mut connection.resumed, true),
+            // It broke just now; the frame was read before that.
+            State::Down { .. } => true,
         }
     }
 

@@ -193,10 +193,11 @@ impl Init {
                     self.state = State::Running(Box::new(Run::new(*job, now)));
                 }
             }
-            ToInit::Resume { next } => match self.window.resume(next) {
-                Ok(()) => self.link.resume(),
-                Err(window::OutOfWindow) => self.link.close(now),
-            },
+            ToInit::Resume { next } => {
+                if !self.link.resume() || self.window.resume(next).is_err() {
+                    self.link.close(now);
+                }
+            }
             ToInit::Ack { next } => {
                 if self.window.acknowledge(next).is_err() {
                     self.link.close(now);
