@@ -204,6 +204,14 @@ impl<'w> Walk<'w> {
                 }
                 continue;
             };
+            // The coordinator takes no list with such a name in it, since it could not be shown or unpacked safely.
+            if name.contains(|c: char| c.is_control() || c == '\\') {
+                if self.patterns.may_take_below(at) {
+                    let shown = format!("{}{}", self.path, name.escape_debug());
+                    self.note(&shown, "its name holds control characters or a backslash");
+                }
+                continue;
+            }
             // The job's own history is an artifact only for who asks for it by name.
             if depth == 0 && name == ".git" {
                 continue;
@@ -489,6 +497,15 @@ mod tests {
         for (path, from) in [("etc/passwd", &collection.root), ("out/pipe", &collection.root)] {
             assert!(open_below(from, path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn names_that_cannot_be_listed_are_left_out() {
+        let temp = workspace(&[("out/a", "a"), ("out/b\nc", "b"), ("out/d\\e", "d")]);
+        let specs = [spec("all", &["out/**"], true)];
+        let collection = collect(temp.path(), &specs, ArtifactLimits::default()).unwrap();
+        assert_eq!(paths(&collection), [("all".to_owned(), vec!["out/a".to_owned()])]);
+        assert!(collection.notes.len() == 2 && collection.notes.iter().all(|note| !note.contains('\n')));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use super::git::Git;
 use super::{SourceError, io_error};
 use crate::engine::Owner;
 
+/// What is being done when a mirror turns out to be damaged.
+pub const PACK: &str = "pack the commit";
 const CHECKOUT_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Most bytes of tag names that are read.
 const MAX_TAG_BYTES: u64 = 16 << 20;
@@ -164,7 +166,7 @@ async fn transfer(
     if !history.cut.is_empty() {
         pack = pack.arg("--shallow");
     }
-    let mut pack = pack.stdin(Stdio::piped()).stdout(writer).start("pack the commit")?;
+    let mut pack = pack.stdin(Stdio::piped()).stdout(writer).start(PACK)?;
     let unpack = Git::at(&git_dir).owner(checkout.owner).args(&["index-pack", "--stdin"]);
     let unpack = unpack.stdin(reader).start("unpack the commit")?;
 
