@@ -157,18 +157,24 @@ fn best(state: &State, wish: &Wish<'_>, by_room: impl Iterator<Item = (Room, Wor
     let holders = state.index.pool.holders(wish.image);
     let mut best: Option<Rank> = None;
     for (room, worker) in by_room {
-        let fits = wish.demand.share.fits(&room.capacity());
-        let matches = || state.workers.get(&worker).is_some_and(|known| known.satisfies(&wish.demand.labels));
-        if !fits || !matches() {
+        if !wish.demand.share.fits(&room.capacity()) {
             continue;
         }
         let holds_image = holders.is_some_and(|holders| holders.contains(&worker));
         let rank = wish.rank(worker, holds_image, room);
-        best = best.max(Some(rank));
+        // Labels last: reading them takes longest, and most of the later workers cannot win any more.
+        if best.is_some_and(|best| best >= rank) || !satisfies(state, worker, wish.demand) {
+            continue;
+        }
+        best = Some(rank);
         // Who comes later has no more room, so only the first two parts of the rank could be better.
         if rank.0 && (holds_image || holders.is_none()) {
             break;
         }
     }
     best.map(|(_, _, _, Reverse(worker))| worker)
+}
+
+fn satisfies(state: &State, worker: WorkerId, demand: &Demand) -> bool {
+    state.workers.get(&worker).is_some_and(|known| known.satisfies(&demand.labels))
 }

@@ -40,15 +40,17 @@ pub(crate) fn unmet(state: &State, demand: &Demand) -> Option<Unmet> {
     if state.workers.is_empty() {
         return None;
     }
-    let matching: Vec<&Worker> =
-        state.workers.values().filter(|worker| worker.satisfies(&demand.labels)).collect();
-    if matching.is_empty() {
+    let matching = || state.workers.values().filter(|worker| worker.satisfies(&demand.labels));
+    // The usual case first: it ends at the first worker that will do.
+    if matching().any(|worker| demand.share.fits(&worker.offer.capacity)) {
+        return None;
+    }
+    if matching().next().is_none() {
         return nearest_by_labels(state, &demand.labels);
     }
     let lacking = |worker: &Worker| demand.share.lacking(&worker.offer.capacity);
-    let nearest = matching.into_iter().min_by_key(|worker| (lacking(worker).len(), &worker.name))?;
-    let lacking = lacking(nearest);
-    (!lacking.is_empty()).then(|| Unmet::Size { nearest: nearest.name.clone(), lacking })
+    let nearest = matching().min_by_key(|worker| (lacking(worker).len(), &worker.name))?;
+    Some(Unmet::Size { nearest: nearest.name.clone(), lacking: lacking(nearest) })
 }
 
 fn nearest_by_labels(state: &State, labels: &LabelExpr) -> Option<Unmet> {

@@ -31,9 +31,16 @@ pub fn after(
     if !is_tried_again(&outcome) || attempts >= settings.max_attempts {
         return Next::Finish(outcome);
     }
+    Next::Retry { not_before: now + backoff(&outcome, attempts, settings).max(settle_ms) }
+}
+
+fn backoff(outcome: &Outcome, attempts: u32, settings: &Settings) -> Millis {
+    if let Outcome::Infra { cause: InfraCause::WorkerLost, .. } = outcome {
+        // Lease and grace were long enough, and that worker gets nothing anyway.
+        return Millis(0);
+    }
     let doublings = attempts.saturating_sub(1).min(16);
-    let backoff = Millis(settings.retry_backoff_ms.0.saturating_mul(1 << doublings));
-    Next::Retry { not_before: now + backoff.max(settle_ms) }
+    Millis(settings.retry_backoff_ms.0.saturating_mul(1 << doublings))
 }
 
 fn is_tried_again(outcome: &Outcome) -> bool {
@@ -121,6 +128,12 @@ mod tests {
         assert_eq!(next(2), Next::Retry { not_before: Timestamp(12_000) });
         assert_eq!(next(3), Next::Retry { not_before: Timestamp(14_000) });
         assert_eq!(next(4), Next::Finish(infra(InfraCause::Engine)));
+    }
+
+    #[test]
+    fn after_a_lost_worker_nobody_waits_any_longer() {
+        let next = after(infra(InfraCause::WorkerLost), 2, Millis(0), &Settings::default(), Timestamp(7));
+        assert_eq!(next, Next::Retry { not_before: Timestamp(7) });
     }
 
     #[test]

@@ -11,7 +11,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,22 +21,22 @@ impl Rng {
 
     /// A number from `low` to `high`, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+        low + self.draw() % (high - low + 1)
     }
 
     /// True in `percent` of a hundred cases.
     pub fn percent(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
+        self.draw() % 100 < percent
     }
 
     /// One of some values.
     pub fn pick<'v, T>(&mut self, values: &'v [T]) -> &'v T {
-        &values[(self.next() % values.len() as u64) as usize]
+        &values[(self.draw() % values.len() as u64) as usize]
     }
 
     /// A stream of its own, so that one kind of choices does not move another.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.draw())
     }
 }
 
@@ -50,14 +50,14 @@ mod tests {
             (0..5)
                 .map({
                     let mut rng = Rng::new(seed);
-                    move |_| rng.next()
+                    move |_| rng.draw()
                 })
                 .collect::<Vec<_>>()
         };
         assert_eq!(numbers(7), numbers(7));
         assert_ne!(numbers(7), numbers(8));
         // The published first output of splitmix64 for the seed 0.
-        assert_eq!(Rng::new(0).next(), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(Rng::new(0).draw(), 0xe220_a839_7b1d_cdaf);
     }
 
     #[test]
