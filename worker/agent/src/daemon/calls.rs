@@ -62,23 +62,21 @@ impl Calls {
         });
     }
 
-    /// The next answer that counts.
-    pub(super) async fn next(&mut self) -> Answer {
-        loop {
-            match self.running.join_next().await {
-                // Nothing is under way while a failure is waited out.
-                None => std::future::pending().await,
-                // A panic was reported as that; the next call tries again.
-                Some(Err(_)) => {}
-                Some(Ok((sequence, answer))) if sequence > self.newest => {
-                    if answer.result.is_ok() {
-                        self.newest = sequence;
-                        self.backoff = Backoff::default();
-                    }
-                    return answer;
+    /// Waits until a call is over. `None` where its answer is out of date: the caller looks again whether another
+    /// call is wanted, since this may have been the last one under way.
+    pub(super) async fn next(&mut self) -> Option<Answer> {
+        match self.running.join_next().await {
+            // Nothing is under way while a failure is waited out.
+            None => std::future::pending().await,
+            Some(Ok((sequence, answer))) if sequence > self.newest => {
+                if answer.result.is_ok() {
+                    self.newest = sequence;
+                    self.backoff = Backoff::default();
                 }
-                Some(Ok(_)) => {}
+                Some(answer)
             }
+            // A panic was reported as that; the next call tries again.
+            Some(Ok(_) | Err(_)) => None,
         }
     }
 

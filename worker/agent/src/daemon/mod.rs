@@ -187,7 +187,7 @@ impl Daemon {
                         let _ = reply.send(self.session.may_start(attempt, self.clock.now()));
                     }
                 },
-                answer = self.calls.next() => self.answered(answer)?,
+                answer = self.calls.next() => answer.map_or(Ok(()), |answer| self.answered(answer))?,
                 Ok(()) = self.offer.changed() => self.calls.call_soon(),
                 () = until(wakeup) => self.take(Event::Tick),
                 () = until(retry) => self.calls.retry(),

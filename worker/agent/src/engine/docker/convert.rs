@@ -73,7 +73,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         init: Some(false),
         auto_remove: Some(false),
         oom_score_adj: Some(OOM_SCORE_ADJ),
-        ulimits: Some(vec![ulimit("nofile", spec.open_files), ulimit("core", 0)]),
+        ulimits: Some(vec![ulimit("nofile", spec.open_files.min(most_open_files())), ulimit("core", 0)]),
         ..HostConfig::default()
     }
 }
@@ -86,6 +86,12 @@ fn bind(mount: &super::super::Mount) -> Bind {
         read_only: Some(mount.read_only),
         ..Bind::default()
     }
+}
+
+/// What the kernel lets this process have at most. An engine in a container of its own, or under a small limit, can give
+/// no more than that, and refuses the start if it is asked to.
+fn most_open_files() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 fn ulimit(name: &str, value: u64) -> ResourcesUlimits {
