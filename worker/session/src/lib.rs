@@ -18,6 +18,8 @@
 
 mod event;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use event::{Action, Event, Held, JournalEntry};
 pub use session::Session;

@@ -1,6 +1,7 @@
 //! The scheduler from outside: inputs in, records and answers out.
 
 mod farm;
+mod invariants;
 mod leases;
 mod placement;
 mod properties;
