@@ -212,7 +212,7 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// What it gets back of the dropped capabilities.
     pub capabilities: BTreeSet<Capability>,
-    /// Open files of each process.
+    /// Open files of each process, or what the engine can give where that is less.
     pub open_files: u64,
 }
 

@@ -30,6 +30,7 @@ use super::{
     WORKER_LABEL,
 };
 use fail::Call;
+use process::Process;
 pub(super) use reference::check as check_image_name;
 
 /// Where Docker listens unless told otherwise.
@@ -68,6 +69,8 @@ struct Connection {
     client: Docker,
     /// Whether its id of an image is something else than the digest of the image's config.
     containerd_images: bool,
+    /// Open files that it can give a container, where that has a bound.
+    open_files_cap: Option<u64>,
 }
 
 impl DockerEngine {
@@ -86,7 +89,8 @@ impl DockerEngine {
         let fresh = Docker::connect_with_unix(&path, QUICK.as_secs(), bollard::API_DEFAULT_VERSION)?;
         let client = fresh.negotiate_version().await?;
         let containerd_images = convert::has_containerd_images(&client.info().await?);
-        Ok(Connection { client, containerd_images })
+        let open_files_cap = Process::behind(&self.socket).and_then(|engine| engine.open_files_cap());
+        Ok(Connection { client, containerd_images, open_files_cap })
     }
 
     /// A connection whose version fits the engine.
@@ -187,7 +191,8 @@ impl Engine for DockerEngine {
                 client.info().await.map(|info| (info, api))
             })
             .await?;
-        Ok(convert::engine_info(version, info, api, process::started(&self.socket)))
+        let started = Process::behind(&self.socket).and_then(|engine| engine.started());
+        Ok(convert::engine_info(version, info, api, started))
     }
 
     async fn image(&self, name: &str) -> Result<ImageInfo, EngineError> {
@@ -234,8 +239,10 @@ impl Engine for DockerEngine {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<ContainerId, EngineError> {
         let options = CreateContainerOptionsBuilder::default().name(&spec.name).build();
-        let body = convert::create_body(spec);
         let call = Call::new(format!("create container {}", spec.name), SLOW);
+        let cap = self.connection(&call).await?.open_files_cap.unwrap_or(u64::MAX);
+        let body =
+            convert::create_body(&ContainerSpec { open_files: spec.open_files.min(cap), ..spec.clone() });
         let made = self
             .call(call, |client| async move { client.create_container(Some(options), body).await })
             .await
