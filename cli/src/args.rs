@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    artifacts, check, config, explain, images, jobs, logs, runs, status, trigger, watch, whoami, workers,
+    artifacts, check, config, doctor, down, explain, images, jobs, logs, runs, serve, status, trigger, up,
+    watch, whoami, workers,
 };
 use crate::config::Layer;
 use crate::output::Format;
@@ -70,8 +71,16 @@ impl Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start the farm on this machine: coordinator and worker, watched over and restarted
+    Up(up::UpArgs),
+    /// Stop the farm of this machine and wait until nothing of it is left
+    Down(down::DownArgs),
+    /// What this machine lacks for the farm, and the command that mends it
+    Doctor(doctor::DoctorArgs),
     /// The farm at a glance
     Status(status::StatusArgs),
+    /// Run one part of the farm in the foreground
+    Serve(serve::ServeArgs),
     /// Check pipeline files with the coordinator's own compiler
     Check(check::CheckArgs),
     /// Start a run of a repository on the farm
@@ -96,4 +105,16 @@ pub(crate) enum Command {
     Whoami(whoami::WhoamiArgs),
     /// Show the configuration
     Config(config::ConfigArgs),
+}
+
+impl Command {
+    /// Whether the command ends itself in good order when it is interrupted.
+    pub(crate) fn handles_interrupts(&self) -> bool {
+        matches!(self, Command::Serve(_)) || matches!(self, Command::Up(args) if args.foreground)
+    }
+
+    /// Whether the command does the work of a part of the farm.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Command::Serve(args) if args.is_busy())
+    }
 }

@@ -12,7 +12,9 @@ mod exit;
 mod logs;
 mod output;
 mod pipelines;
+mod supervisor;
 mod target;
+mod telemetry;
 mod terminal;
 
 use std::process::ExitCode;
@@ -54,9 +56,13 @@ fn run(cli: Cli) -> Result {
     let ui = Ui::detect(cli.global.output);
     let settings = config::load(cli.global.layer())?;
     let context = Context { settings, ui };
-    let runtime = runtime()?;
+    let runtime = runtime(cli.command.is_busy())?;
+    let handles_interrupts = cli.command.handles_interrupts();
     let result = runtime.block_on(async {
         let command = commands::dispatch(&context, cli.command);
+        if handles_interrupts {
+            return command.await;
+        }
         tokio::select! {
             result = command => result,
             _ = tokio::signal::ctrl_c() => Err(CliError::silent(Kind::Interrupted)),
@@ -67,7 +73,13 @@ fn run(cli: Cli) -> Result {
     result
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+/// The parts of the farm use every processor; commands that only talk need one thread.
+fn runtime(is_busy: bool) -> Result<tokio::runtime::Runtime> {
+    let mut builder = if is_busy {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    let runtime = builder.enable_all().build();
     runtime.map_err(|error| CliError::farm("cannot start the runtime").because(error))
 }

@@ -63,8 +63,7 @@ async fn subjects(client: &Client, text: Option<&str>) -> Result<Vec<String>> {
 }
 
 fn show(context: &Context, answer: &Explanation) -> Result {
-    let sentence = format!("{}: {}", answer.subject, answer.sentence);
-    output::print(&terminal::line(&sentence))?;
+    output::print(&terminal::line(&answer.sentence))?;
     if let Some(fault) = answer.fault {
         let (tone, text) = match fault {
             Fault::Nobody => (Tone::Dim, "fault: nobody's"),

@@ -7,7 +7,7 @@ use buildyard_types::RunId;
 use buildyard_types::api::{EventView, JobView, RunView};
 
 use super::jobs;
-use crate::output::{self, Ui};
+use crate::output::Ui;
 use crate::terminal;
 
 /// Assumed where the terminal does not say.
@@ -89,8 +89,7 @@ fn terminal_size() -> Option<(usize, usize)> {
 fn lines<'r>(runs: impl Iterator<Item = &'r RunView>, columns: usize, rows: usize) -> Vec<String> {
     let mut all = Vec::new();
     for run in runs {
-        let word = output::run_word(run).1;
-        all.push((true, format!("{} {} {word}: {}", run.id, run.pipeline, run.sentence)));
+        all.push((true, format!("{} {}: {}", run.id, run.pipeline, run.sentence)));
         let width = run.jobs.iter().map(|job| job.name.chars().count()).max().unwrap_or(0);
         all.extend(run.jobs.iter().map(|job| (job.outcome.is_none(), job_line(job, width))));
     }
@@ -115,7 +114,7 @@ fn lines<'r>(runs: impl Iterator<Item = &'r RunView>, columns: usize, rows: usiz
 }
 
 fn job_line(job: &JobView, width: usize) -> String {
-    format!("  {:<width$}  {:<9} {:>8}  {}", job.name, jobs::word(job), jobs::time(job), job.sentence)
+    format!("  {:<width$}  {:>8}  {}", job.name, jobs::time(job), job.sentence)
 }
 
 /// A safe line that does not wrap: a wrapped line would be counted as one and leave its rest on the screen.

@@ -3,15 +3,19 @@
 pub(crate) mod artifacts;
 pub(crate) mod check;
 pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod down;
 pub(crate) mod explain;
 pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod live;
 pub(crate) mod logs;
 pub(crate) mod runs;
+pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod summary;
 pub(crate) mod trigger;
+pub(crate) mod up;
 pub(crate) mod watch;
 pub(crate) mod whoami;
 pub(crate) mod workers;
@@ -23,6 +27,10 @@ use crate::exit::Result;
 /// Carries a command out.
 pub(crate) async fn dispatch(context: &Context, command: Command) -> Result {
     match command {
+        Command::Up(args) => up::run(context, args).await,
+        Command::Down(args) => down::run(context, args).await,
+        Command::Doctor(args) => doctor::run(context, args).await,
+        Command::Serve(args) => serve::run(context, args).await,
         Command::Check(args) => check::run(context, args),
         Command::Status(args) => status::run(context, args).await,
         Command::Trigger(args) => trigger::run(context, args).await,

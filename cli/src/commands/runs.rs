@@ -154,13 +154,12 @@ async fn show(context: &Context, client: &Client, id: Option<&str>) -> Result {
 }
 
 fn show_run(context: &Context, run: &RunView) -> Result {
-    let (tone, word) = output::run_word(run);
     let title = terminal::line(&format!("{} {}: ", run.id, run.pipeline));
-    output::print(&format!("{title}{}", context.ui.paint(tone, &terminal::line(&word))))?;
+    let sentence = context.ui.paint(output::run_word(run).0, &terminal::line(&run.sentence));
+    output::print(&format!("{title}{sentence}"))?;
     let ref_name = run.ref_name.as_deref().map(output::short_ref);
     let of = ref_name.map(|name| format!(" ({name})")).unwrap_or_default();
     let mut facts = vec![
-        run.sentence.clone(),
         format!("repository  {}", run.repository),
         format!("commit      {}{of}", run.commit),
         format!("file        {}", run.file),

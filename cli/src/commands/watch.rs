@@ -26,6 +26,8 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(30);
 const TOGETHER: Duration = Duration::from_millis(50);
 /// A run is looked at this often although no event came.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// Live lines show running times; they are drawn anew this often.
+const TICK: Duration = Duration::from_secs(1);
 /// Updates that wait to be shown.
 const UPDATES: usize = 64;
 /// Runs that are looked through for the last green one.
@@ -122,7 +124,16 @@ pub(crate) async fn follow(context: &Context, client: &Client, runs: &[RunId]) -
     drop(updates);
     let mut live = Live::new(context.ui);
     let mut views: BTreeMap<RunId, RunView> = BTreeMap::new();
-    while let Some(update) = inbox.recv().await {
+    loop {
+        let update = match tokio::time::timeout(TICK, inbox.recv()).await {
+            Ok(Some(update)) => update,
+            Ok(None) => break,
+            // The times in the live lines go on without news.
+            Err(_) => {
+                live.show(&views);
+                continue;
+            }
+        };
         match update {
             Update::View(view) => {
                 views.insert(view.id, *view);
@@ -230,11 +241,10 @@ async fn summarise(context: &Context, client: &Client, run: &RunView) -> Result 
             output::print(&terminal::line(&again))?;
         }
     }
-    let (tone, word) = output::run_word(run);
-    let took = run.finished_at.map(|end| format!(" after {}", end.since(run.created_at))).unwrap_or_default();
+    let took = run.finished_at.map(|end| format!(" (after {})", end.since(run.created_at)));
     let title = terminal::line(&format!("{} {}: ", run.id, run.pipeline));
-    let word = context.ui.paint(tone, &terminal::line(&word));
-    output::print(&format!("{title}{word}{}", terminal::line(&format!("{took}: {}", run.sentence))))
+    let sentence = context.ui.paint(output::run_word(run).0, &terminal::line(&run.sentence));
+    output::print(&format!("{title}{sentence}{}", took.unwrap_or_default()))
 }
 
 /// The last green run before this one. Not knowing it costs one sentence, so no error ends the command here.

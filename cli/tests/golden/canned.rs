@@ -109,9 +109,13 @@ fn without_jobs(mut run: Value) -> Value {
 fn run(number: u64) -> Value {
     let (state, verdict, sentence) = match number {
         41 => ("finished", json!("passed"), "passed: 1 job"),
-        42 => ("finished", json!("infra"), "the farm could not finish it"),
-        43 => ("finished", json!("failed"), "job `test` failed"),
-        44 => ("refused", json!("refused"), "the pipeline file has 1 mistake"),
+        42 => (
+            "finished",
+            json!("infra"),
+            "the farm could not finish it: job `test` infra (worker lost): worker one did not answer for 25s",
+        ),
+        43 => ("finished", json!("failed"), "failed: job `test` failed: step `unit` ended with exit code 2"),
+        44 => ("refused", json!("refused"), "was refused: 1 mistake in pipeline.toml"),
         45 => ("finished", json!("cancelled"), "cancelled by admin"),
         _ => ("active", Value::Null, "1 job runs"),
     };
@@ -156,7 +160,7 @@ fn job(number: u64) -> Value {
     let end = if ended { json!(1_700_000_011_000_u64) } else { Value::Null };
     json!({
         "id": format!("job-{number}-0"), "name": "test", "state": if ended { "finished" } else { "running" },
-        "outcome": outcome(number), "sentence": if ended { "it ended" } else { "runs on one" }, "needs": [],
+        "outcome": outcome(number), "sentence": if ended { "ended" } else { "runs on worker one" }, "needs": [],
         "image": "debian:12", "labels": "os=linux", "started_at": 1_700_000_001_000_u64, "ended_at": end,
         "attempts": [{
             "id": format!("att-{number}-0-1"), "worker": "wkr-0000000000001", "worker_name": "one", "fence": 7,
@@ -235,7 +239,7 @@ fn explain(subject: &str) -> Answer {
         return problem(400, "malformed-id", "`nonsense` is no id", Some("ids look like run-42"));
     }
     json_answer(&json!({
-        "subject": subject, "sentence": "step `unit` ended with exit code 2", "fault": "job",
+        "subject": subject, "sentence": format!("{subject} failed: step `unit` ended with exit code 2."), "fault": "job",
         "details": ["it ran 9.5s on worker one", "the run before it passed\u{1b}[2J"],
         "next": ["buildyard logs 43/test"],
     }))
