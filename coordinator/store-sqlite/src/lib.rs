@@ -176,6 +176,11 @@ impl Store for SqliteStore {
         self.write(tokens::UseInvite { hash: hash.to_owned(), now }).await
     }
 
+    async fn unused_blobs(&self, sha256: &[String]) -> Result<Vec<String>> {
+        let unused = sweep::unused_blobs(&self.readers, sha256.to_vec()).await;
+        self.read("what artifacts name", unused.map_err(Fault::from))
+    }
+
     async fn sweep(&self, policy: &RetentionPolicy) -> Result<Swept> {
         self.write(sweep::Sweep { policy: *policy }).await
     }

@@ -49,8 +49,8 @@ impl Write for Sweep {
 
         logs.sort_unstable();
         logs.dedup();
-        let swept =
-            Swept { runs: old_runs.len() as u64, log_objects: logs, blobs: unused_blobs(conn, blobs).await? };
+        let blobs = unused_blobs(&mut *conn, blobs).await?;
+        let swept = Swept { runs: old_runs.len() as u64, log_objects: logs, blobs };
         remember(conn, LOG, &swept.log_objects, epoch).await?;
         remember(conn, BLOB, &swept.blobs, epoch).await?;
         Ok(swept)
@@ -186,8 +186,11 @@ async fn left_over(conn: &mut SqliteConnection, kind: &str) -> Result<Vec<String
     Ok(rows.into_iter().filter(|row| sound(&row.object, row.seal)).map(|row| row.object).collect())
 }
 
-/// The contents that no artifact holds any more.
-async fn unused_blobs(conn: &mut SqliteConnection, hashes: Vec<String>) -> Result<Vec<String>, Failure> {
+/// The contents that no artifact names.
+pub(crate) async fn unused_blobs<'c>(
+    on: impl sqlx::SqliteExecutor<'c>,
+    hashes: Vec<String>,
+) -> Result<Vec<String>, sqlx::Error> {
     if hashes.is_empty() {
         return Ok(hashes);
     }
@@ -197,7 +200,7 @@ async fn unused_blobs(conn: &mut SqliteConnection, hashes: Vec<String>) -> Resul
            WHERE NOT EXISTS (SELECT 1 FROM artifact_files WHERE sha256 = value) ORDER BY value"#,
         hashes
     );
-    Ok(unused.fetch_all(conn).await?)
+    unused.fetch_all(on).await
 }
 
 async fn epoch(conn: &mut SqliteConnection) -> Result<i64, Failure> {
