@@ -18,6 +18,7 @@ pub mod host;
 pub mod image;
 pub mod init_binary;
 pub mod journal;
+pub mod local;
 pub mod network;
 pub mod profile;
 pub mod source;

@@ -20,7 +20,7 @@ use crate::engine::Owner;
 use crate::executor::outcome::{in_one_sentence, worker_disk};
 use crate::executor::{Assignment, Executor, Finished, LogSink, Orders, Source, Supervisor};
 use crate::journal::{Journal, JournalError};
-use crate::source::{self, Checkout, Mirror, Mirrors, Remote, SourceError};
+use crate::source::{self, Checkout, Mirror, Mirrors, Origin, Remote, SourceError};
 use crate::spool::Spool;
 use crate::upload::{SpoolEnd, UploadError, upload};
 
@@ -316,7 +316,7 @@ impl Place<'_> {
 
     async fn check_out(&self, mirror: &Mirror, workspace: &Path, owner: Owner) -> Result<(), SourceError> {
         let checkout = Checkout { source: &self.order.source, spec: &self.order.spec.checkout, owner };
-        source::check_out(mirror.git_dir(), workspace, checkout).await
+        source::check_out(Origin::mirror(mirror.git_dir()), workspace, checkout).await
     }
 }
 

@@ -35,18 +35,67 @@ pub struct Checkout<'c> {
     pub owner: Owner,
 }
 
+/// The repository that a commit comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'o> {
+    /// Its objects and refs.
+    pub git_dir: &'o Path,
+    /// As whom it is read. A worker's mirror is root's own; somebody's checkout is read as its owner, so that what
+    /// its configuration names runs as nobody else.
+    pub owner: Owner,
+}
+
+impl<'o> Origin<'o> {
+    /// A mirror of this worker.
+    pub fn mirror(git_dir: &'o Path) -> Self {
+        Self { git_dir, owner: Owner { uid: 0, gid: 0 } }
+    }
+
+    fn git(&self) -> Git {
+        Git::at(self.git_dir).owner(self.owner)
+    }
+
+    /// Commits at which the repository's own history is cut off.
+    fn cut(&self) -> BTreeSet<String> {
+        let text = fs::read_to_string(self.git_dir.join("shallow")).unwrap_or_default();
+        text.lines().filter(|id| super::is_commit_id(id)).map(str::to_owned).collect()
+    }
+}
+
 /// Fills an empty folder, owned by the job's user, with the commit's files and a `.git` of its own: HEAD
 /// detached at the commit, its branch as `origin/<branch>`.
-pub async fn check_out(mirror: &Path, workspace: &Path, checkout: Checkout<'_>) -> Result<(), SourceError> {
+pub async fn check_out(
+    origin: Origin<'_>,
+    workspace: &Path,
+    checkout: Checkout<'_>,
+) -> Result<(), SourceError> {
+    let files = ["read-tree", "-u", "--reset"];
+    make_repository(origin, workspace, checkout, &files).await
+}
+
+/// The same without the files: `.git` alone, its index at the commit.
+pub async fn transfer_history(
+    origin: Origin<'_>,
+    workspace: &Path,
+    checkout: Checkout<'_>,
+) -> Result<(), SourceError> {
+    make_repository(origin, workspace, checkout, &["read-tree"]).await
+}
+
+async fn make_repository(
+    origin: Origin<'_>,
+    workspace: &Path,
+    checkout: Checkout<'_>,
+    read_tree: &[&str],
+) -> Result<(), SourceError> {
     let commit = checkout.source.commit.as_str();
-    let history = History::of(mirror, commit, checkout.spec.depth).await?;
-    let tags = if checkout.spec.tags { tags(mirror, commit, &history).await? } else { Vec::new() };
+    let history = History::of(origin, commit, checkout.spec.depth).await?;
+    let tags = if checkout.spec.tags { tags(origin, commit, &history).await? } else { Vec::new() };
     make_git_dir(workspace, checkout, &history, &tags)?;
-    transfer(mirror, workspace, checkout, &history, &tags).await?;
+    transfer(origin, workspace, checkout, &history, &tags).await?;
     let git_dir = workspace.join(".git");
     let git = Git::at(&git_dir).work_tree(workspace).owner(checkout.owner);
-    let git = git.args(&["read-tree", "-u", "--reset", commit]);
-    git.run("check out the commit", CHECKOUT_LIMIT).await
+    git.args(read_tree).arg(commit).run("check out the commit", CHECKOUT_LIMIT).await
 }
 
 /// How far back the history goes.
@@ -58,27 +107,28 @@ struct History {
 }
 
 impl History {
-    async fn of(mirror: &Path, commit: &str, depth: Option<u32>) -> Result<Self, SourceError> {
+    async fn of(origin: Origin<'_>, commit: &str, depth: Option<u32>) -> Result<Self, SourceError> {
         match depth {
-            None => Ok(Self { cut: BTreeSet::new(), commits: None }),
+            None => Ok(Self { cut: origin.cut(), commits: None }),
             // The usual depth, and nothing needs to be asked for it.
             Some(0 | 1) => {
                 let only = BTreeSet::from([commit.to_owned()]);
                 Ok(Self { cut: only.clone(), commits: Some(only) })
             }
-            Some(depth) => walk(mirror, commit, depth).await,
+            Some(depth) => walk(origin, commit, depth).await,
         }
     }
 }
 
 /// Follows parents, generation by generation, through one `git cat-file`.
-async fn walk(mirror: &Path, commit: &str, depth: u32) -> Result<History, SourceError> {
+async fn walk(origin: Origin<'_>, commit: &str, depth: u32) -> Result<History, SourceError> {
     let doing = "read the history";
-    let git = Git::at(mirror).args(&["cat-file", "--batch"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let git = origin.git().args(&["cat-file", "--batch"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut running = git.start(doing)?;
     let mut ask = running.child.stdin.take().expect("its input was asked to be a pipe");
     let answer = running.child.stdout.take().expect("its output was asked to be a pipe");
     let mut answer = BufReader::new(answer);
+    let already_cut = origin.cut();
     let talk = async {
         let mut seen = BTreeSet::from([commit.to_owned()]);
         let mut generation = vec![commit.to_owned()];
@@ -88,7 +138,7 @@ async fn walk(mirror: &Path, commit: &str, depth: u32) -> Result<History, Source
             for id in &generation {
                 ask.write_all(format!("{id}\n").as_bytes()).await?;
                 let parents = read_parents(&mut answer).await?;
-                if level == depth && !parents.is_empty() {
+                if already_cut.contains(id) || (level == depth && !parents.is_empty()) {
                     cut.insert(id.clone());
                 } else if level < depth {
                     next.extend(parents.into_iter().filter(|parent| seen.insert(parent.clone())));
@@ -105,7 +155,7 @@ async fn walk(mirror: &Path, commit: &str, depth: u32) -> Result<History, Source
     let (history, ended) = tokio::join!(talk, running.end(CHECKOUT_LIMIT));
     // The cause first: if git failed, the talk broke off because of it.
     ended?;
-    history.map_err(io_error(doing, mirror))
+    history.map_err(io_error(doing, origin.git_dir))
 }
 
 async fn read_parents(
@@ -132,9 +182,9 @@ struct Tag {
 }
 
 /// The tags of the commits that come along.
-async fn tags(mirror: &Path, commit: &str, history: &History) -> Result<Vec<Tag>, SourceError> {
+async fn tags(origin: Origin<'_>, commit: &str, history: &History) -> Result<Vec<Tag>, SourceError> {
     let format = "--format=%(objectname) %(*objectname) %(refname)";
-    let git = Git::at(mirror).args(&["for-each-ref", format, &format!("--merged={commit}"), "refs/tags"]);
+    let git = origin.git().args(&["for-each-ref", format, &format!("--merged={commit}"), "refs/tags"]);
     let text = git.read("read the tags", CHECKOUT_LIMIT, MAX_TAG_BYTES).await?;
     let text = String::from_utf8_lossy(&text);
     let all = text.lines().filter_map(|line| {
@@ -152,7 +202,7 @@ async fn tags(mirror: &Path, commit: &str, history: &History) -> Result<Vec<Tag>
 
 /// Packs as root, unpacks as the job's user, both at once.
 async fn transfer(
-    mirror: &Path,
+    origin: Origin<'_>,
     workspace: &Path,
     checkout: Checkout<'_>,
     history: &History,
@@ -160,8 +210,8 @@ async fn transfer(
 ) -> Result<(), SourceError> {
     let git_dir = workspace.join(".git");
     let (reader, writer) = std::io::pipe().map_err(io_error("open a pipe to", &git_dir))?;
-    // The mirror may be shallow itself one day; what counts here is only the cut that is asked for.
-    let mut pack = Git::at(mirror).args(&["--shallow-file", "", "pack-objects"]);
+    // The origin may be shallow itself; its cuts are among those that are asked for.
+    let mut pack = origin.git().args(&["--shallow-file", "", "pack-objects"]);
     pack = pack.args(&["--revs", "--stdout", "-q", "--delta-base-offset"]);
     if !history.cut.is_empty() {
         pack = pack.arg("--shallow");

@@ -73,7 +73,7 @@ impl Mirrors {
 
     /// Fetches from folders too: for tests, which serve no HTTP.
     #[cfg(test)]
-    pub(super) fn from_folders(mut self) -> Self {
+    pub(super) fn with_folders(mut self) -> Self {
         self.protocols = "file";
         self
     }

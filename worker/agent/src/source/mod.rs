@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use checkout::{Checkout, PACK, check_out};
+pub use checkout::{Checkout, Origin, PACK, check_out, transfer_history};
 pub use git::{Git, run_as_owner};
 pub use mirror::{Mirror, Mirrors, Remote};
 

@@ -48,7 +48,7 @@ impl Farm {
     }
 
     fn mirrors(&self) -> Mirrors {
-        Mirrors::new(self.path("mirrors"), ByteSize::from_gib(1)).from_folders()
+        Mirrors::new(self.path("mirrors"), ByteSize::from_gib(1)).with_folders()
     }
 
     async fn obtain(&self, mirrors: &Mirrors, commit: &str, tags: bool) -> Result<Mirror, SourceError> {
@@ -77,7 +77,7 @@ impl Farm {
             ref_name: ref_name.map(str::to_owned),
         };
         let checkout = Checkout { source: &source, spec, owner: OWNER };
-        check_out(mirror.git_dir(), &workspace, checkout).await?;
+        check_out(Origin::mirror(mirror.git_dir()), &workspace, checkout).await?;
         Ok(workspace)
     }
 }
@@ -192,7 +192,7 @@ async fn a_damaged_mirror_is_dropped_and_fetched_anew() {
 #[tokio::test]
 async fn the_least_used_mirror_goes_first() {
     let farm = Farm::new();
-    let mirrors = Mirrors::new(farm.path("mirrors"), ByteSize(0)).from_folders();
+    let mirrors = Mirrors::new(farm.path("mirrors"), ByteSize(0)).with_folders();
     let commit = farm.commit("one", "1");
     let url = format!("file://{}", farm.path("origin").display());
     let remote = |repository| Remote { repository, url: &url, authorization: "x: y", run: "run-1" };
