@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod commits;
+mod farm;
 mod fences;
 mod history;
 mod logs;
@@ -69,6 +70,7 @@ pub const BEHAVIOURS: &[Behaviour] = behaviours![
     commits::a_scheduler_gets_what_is_not_over_and_nothing_else,
     commits::keys_of_requesters_lead_to_their_newest_run,
     history::any_history_is_the_same_after_reopening,
+    farm::a_scheduler_finds_the_state_that_it_committed,
     runs::runs_come_newest_first_in_pages,
     runs::runs_are_found_by_repository_and_commit,
     runs::events_come_in_order_from_any_number,
@@ -95,6 +97,7 @@ pub const BEHAVIOURS: &[Behaviour] = behaviours![
     sweeps::a_sweep_is_bounded,
     sweeps::logs_go_before_their_runs,
     sweeps::contents_that_are_shared_stay,
+    sweeps::contents_in_use_are_told_from_the_rest,
     sweeps::what_a_crash_kept_from_being_deleted_is_named_again,
 ];
 

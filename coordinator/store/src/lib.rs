@@ -166,7 +166,7 @@ pub struct LogChunk {
     pub length: u64,
     /// SHA-256 of its content, in hexadecimal.
     pub sha256: String,
-    /// Its name in the object store.
+    /// Its name in the object store. It belongs to this log alone, so it goes with it.
     pub object: String,
 }
 
@@ -220,7 +220,9 @@ pub struct RetentionPolicy {
     pub batch: u32,
 }
 
-/// Objects that nothing refers to any more, after a sweep. Deleting them twice is safe.
+/// Objects that nothing refers to any more, after a sweep. Deleting them twice is safe, and what an epoch did not
+/// come to delete is named again in the next. A content may be kept again by an artifact that comes just now:
+/// whoever deletes has to leave alone what was uploaded a short while ago.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Runs that were dropped.

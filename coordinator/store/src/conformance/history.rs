@@ -14,10 +14,10 @@ use super::sample::*;
 use crate::{Snapshot, Store};
 
 /// A small generator (splitmix64), so that a seed is a history.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,7 +25,7 @@ impl Dice {
         ((mixed ^ (mixed >> 31)) % sides as u64) as usize
     }
 
-    fn pick<T, const N: usize>(&mut self, choices: [T; N]) -> T {
+    pub(super) fn pick<T, const N: usize>(&mut self, choices: [T; N]) -> T {
         choices.into_iter().nth(self.roll(N)).unwrap()
     }
 }

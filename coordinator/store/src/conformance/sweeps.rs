@@ -1,5 +1,6 @@
 //! What the retention takes, and what it must leave.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use buildyard_scheduler::Record;
@@ -166,4 +167,17 @@ pub(super) async fn what_a_crash_kept_from_being_deleted_is_named_again(maker: &
     let again = store.sweep(&policy).await.unwrap();
     assert_eq!(again, Swept { runs: 0, log_objects: objects(2), blobs: vec![content(2)] });
     assert_eq!(store.sweep(&policy).await.unwrap(), Swept::default());
+}
+
+pub(super) async fn contents_in_use_are_told_from_the_rest(maker: &dyn Maker) {
+    let store = with_runs(maker, 2).await;
+    let asked = [content(7), content(2), content(99), "".to_owned(), content(1), content(7)];
+    let unused =
+        |found: Vec<String>| found.into_iter().filter(|hash| !hash.is_empty()).collect::<BTreeSet<_>>();
+    let found = store.unused_blobs(&asked).await.unwrap();
+    assert_eq!(unused(found), BTreeSet::from([content(7)]));
+    store.sweep(&before(1_001, 0, 0)).await.unwrap();
+    let found = store.unused_blobs(&asked).await.unwrap();
+    assert_eq!(unused(found), BTreeSet::from([content(1), content(7)]));
+    assert!(store.unused_blobs(&[]).await.unwrap().is_empty());
 }
