@@ -245,7 +245,12 @@ impl Blobs {
             };
             for entry in entries {
                 let entry = entry?;
-                let meta = entry.metadata()?;
+                let meta = match entry.metadata() {
+                    Ok(meta) => meta,
+                    // Dropped while we look.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                };
                 if meta.is_dir() {
                     folders.push(entry.path());
                 } else if now.duration_since(meta.modified()?).is_ok_and(|old| old >= age)

@@ -127,6 +127,9 @@ impl Story {
     /// The next piece, and whether it is the last.
     async fn piece(&mut self) -> ApiResult<(Bytes, bool)> {
         loop {
+            if *self.closing.borrow() {
+                return Ok((Bytes::new(), true));
+            }
             // Marked as seen before looking: what comes between the two wakes the wait below.
             self.news.borrow_and_update();
             let events = self.app.store.events(self.after, self.run, PAGE).await?;

@@ -182,6 +182,9 @@ impl Tail {
 
     async fn piece(&mut self) -> ApiResult<Piece> {
         loop {
+            if self.follow && *self.closing.borrow() {
+                return Ok(Piece::Last(Bytes::new()));
+            }
             // Listen before looking: what comes between the two wakes the wait below.
             let mut signal = self.app.signals().listen(self.attempt);
             if let Some(block) = self.reader.next().await? {
