@@ -1,15 +1,15 @@
 //! The worker's side of the channel to an attempt's init: who may speak, and frames in and out.
 //!
 //! Any process of a job can open the socket in its folder. Only one can be the container's first process, and the
-//! kernel says which one connected; all others are closed unread and counted.
+//! kernel says which one connected; all others are closed unread and counted. While init is connected the socket
+//! is shut to everyone but root, so that a job cannot keep the worker busy with turning it away.
 
 use std::io;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use buildyard_init::protocol::{FromInit, MAX_FROM_INIT_BYTES, ProtocolError, SOCKET_NAME, ToInit, peer_pid};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, openat};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -20,6 +20,7 @@ const READ_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
+    folder: OwnedFd,
     strangers: u64,
 }
 
@@ -35,12 +36,19 @@ impl Listener {
         let folder = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let short = format!("/proc/self/fd/{}/{SOCKET_NAME}", std::os::fd::AsRawFd::as_raw_fd(&folder));
         let listener = UnixListener::bind(&short)?;
-        // Init runs as the job's user.
-        std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o666))?;
-        Ok(Self { listener, strangers: 0 })
+        let listener = Self { listener, folder, strangers: 0 };
+        listener.admit(true)?;
+        Ok(listener)
     }
 
-    /// The next connection of that process. Whoever else connects is closed.
+    /// Opens the socket to everyone, as init needs it to connect as the job's user; or to root alone.
+    pub fn admit(&self, everyone: bool) -> io::Result<()> {
+        let mode = if everyone { 0o666 } else { 0o600 };
+        Ok(chmodat(&self.folder, SOCKET_NAME, Mode::from_raw_mode(mode), AtFlags::empty())?)
+    }
+
+    /// The next connection of that process. Whoever else connects is closed at once, so that the queue never fills
+    /// with strangers while init waits in it.
     pub async fn accept(&mut self, pid: u32) -> io::Result<Connection> {
         loop {
             let (stream, _) = self.listener.accept().await?;
@@ -147,6 +155,17 @@ mod tests {
         init.write_all(&bytes).await.unwrap();
         assert!(connection.fill().await.unwrap());
         assert_eq!(connection.next_frame().unwrap(), Some(hello()));
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_shut_while_init_is_connected() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temp = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(temp.path()).unwrap();
+        let mode = || std::fs::metadata(temp.path().join(SOCKET_NAME)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o666);
+        listener.admit(false).unwrap();
+        assert_eq!(mode(), 0o600);
     }
 
     #[tokio::test]

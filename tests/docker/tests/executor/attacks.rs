@@ -1,5 +1,10 @@
 //! A job that tries to be believed as the farm: none of it may change steps, verdict, or what is in the log.
 
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use buildyard_init::protocol::{End, EndWhy, Frame, FromInit, Hello, InitState, Usage, VERSION};
 use buildyard_types::Outcome;
 use buildyard_types::log::RecordKind;
 
@@ -16,21 +21,21 @@ macro_rules! farm {
 
 /// Every attack tells whether it seemed to work; the report tells whether it did.
 const ATTACKS: &str = r#"
+set +e
 ls -l /.buildyard /.buildyard/ctl 2>&1 || true
 # Process 1: signals, memory, descriptors, environment.
 for signal in TERM KILL STOP INT HUP USR1 SEGV; do kill -$signal 1 2>/dev/null; done
 ( echo x > /proc/1/mem ) 2>/dev/null && echo EFFECT: wrote memory
 ( cat /proc/1/mem ) >/dev/null 2>&1 && echo EFFECT: read memory
-( ls /proc/1/fd ) >/dev/null 2>&1 && echo EFFECT: listed descriptors
+( readlink /proc/1/fd/0 ) >/dev/null 2>&1 && echo EFFECT: read where a descriptor leads
+( cat /proc/1/fd/3 ) >/dev/null 2>&1 && echo EFFECT: read from a descriptor
 for fd in 0 1 2 3 4 5 6 7 8 9; do
   ( printf 'forged' > /proc/1/fd/$fd ) 2>/dev/null && echo "EFFECT: wrote to descriptor $fd"
 done
 ( cat /proc/1/environ ) >/dev/null 2>&1 && echo EFFECT: read environment
 ( ls /proc/1/root/ ) >/dev/null 2>&1 && echo EFFECT: entered its root
-# The socket: a connection of one's own, and frames on it. A hello, then an end that says completed.
-if command -v nc >/dev/null; then
-  printf '\037\0\0\0\001\001\0\001\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' | nc -w 1 local:/.buildyard/ctl/ctl.sock 2>/dev/null
-fi
+# The socket and the tracer.
+./attacker || echo EFFECT: the attacker failed
 ( rm -f /.buildyard/ctl/ctl.sock ) 2>/dev/null; test -S /.buildyard/ctl/ctl.sock || echo EFFECT: removed the socket
 ( : > /.buildyard/ctl/other ) 2>/dev/null && echo EFFECT: wrote beside the socket
 ( echo x >> /.buildyard/init ) 2>/dev/null && echo EFFECT: wrote to init
@@ -43,9 +48,53 @@ echo attacks done
 exit 9
 "#;
 
-async fn attack(farm: Farm) {
+/// The attacker as a static program.
+static ATTACKER: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/executor/attacker/attacker.rs");
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("attacker");
+    let mut rustc = Command::new(option_env!("RUSTC").unwrap_or("rustc"));
+    rustc
+        .args(["--edition=2024", "-Ctarget-feature=+crt-static", "-Copt-level=1", "-o"])
+        .arg(&program)
+        .arg(source);
+    let output = rustc.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read(program).unwrap()
+});
+
+/// What an init says whose job has passed.
+fn forged() -> Vec<u8> {
+    let hello = Hello {
+        version: VERSION,
+        state: InitState::Running,
+        job: "att-1-0-1".into(),
+        first_kept: 0,
+        next: 3,
+    };
+    let end = End { why: EndWhy::Completed, usage: Usage::default(), log_bytes: 0, disk: None };
+    let numbered = |sequence, frame| FromInit::Numbered { sequence, at_ms: 1, frame };
+    let mut bytes = Vec::new();
+    for frame in [
+        FromInit::Hello(hello),
+        numbered(0, Frame::StepStart { step: 0 }),
+        numbered(1, Frame::StepStart { step: 1 }),
+        numbered(2, Frame::End(end)),
+    ] {
+        frame.encode(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+fn armed(farm: Farm) -> Farm {
+    farm.file("attacker", ATTACKER.clone()).file("forged", forged())
+}
+
+async fn attack(farm: Farm, connects: u32) {
+    let farm = armed(farm);
     let report = farm.run().await;
     let output = farm.output();
+    assert!(output.contains(&format!("connected {connects} times")), "{output}");
     assert!(output.contains("attacks done"), "{output}");
     assert!(!output.contains("EFFECT"), "{output}");
     assert_eq!(report.outcome, Outcome::Failed { step: "first".into(), exit_code: 9 });
@@ -57,27 +106,32 @@ async fn attack(farm: Farm) {
 
 #[tokio::test]
 async fn uid_1000_cannot_pass_for_the_farm() {
-    attack(farm!(ATTACKS)).await;
+    // The socket is shut to it while init is connected.
+    attack(farm!(ATTACKS), 0).await;
 }
 
 #[tokio::test]
 async fn uid_0_cannot_pass_for_the_farm() {
-    attack(farm!(ATTACKS).as_root()).await;
+    // Root gets through to the worker, which closes on it without a word.
+    attack(farm!(ATTACKS).as_root(), 20).await;
 }
 
-/// A flood of connections by the job keeps neither init nor the worker from each other.
+/// A flood of connections by the job keeps neither init nor the worker from each other, not even when the worker
+/// comes back and both want in at once.
 #[tokio::test]
 async fn a_crowd_at_the_socket_holds_nothing_up() {
-    let script = r#"
-      for i in 1 2 3 4 5 6 7 8; do
-        ( while :; do nc -w 1 local:/.buildyard/ctl/ctl.sock </dev/null >/dev/null 2>&1; done ) &
-      done
-      i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done
-    "#;
-    let farm = farm!(script);
-    let report = farm.run().await;
-    assert_eq!(report.outcome, Outcome::Passed);
-    assert_eq!(farm.output().lines().count(), 20_000);
+    let script = "./attacker crowd & i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done";
+    for root in [false, true] {
+        let farm = armed(farm!(script));
+        let farm = if root { farm.as_root() } else { farm };
+        farm.killed_after(500, false).await;
+        for kill in 1..=3 {
+            farm.killed_after(500 + kill * 4_000, true).await;
+        }
+        let report = farm.resume().await;
+        assert_eq!(report.outcome, Outcome::Passed);
+        assert_eq!(farm.output().lines().count(), 20_000);
+    }
 }
 
 /// A bomb of processes ends with its step, and the next step finds none of it.

@@ -43,10 +43,15 @@ async fn a_failing_step_ends_the_job_with_its_code() {
 /// What looks like the farm's trouble and is the job's own doing.
 #[tokio::test]
 async fn a_job_that_kills_itself_has_failed() {
-    for script in ["exit 137", "kill -9 $$", "kill -9 -1", "kill -KILL 1; exit 137"] {
+    for (script, exit_code) in [
+        ("exit 137", 137),
+        ("kill -9 $$", 137),
+        ("sleep 600 & kill -9 -1; exit 4", 4),
+        ("kill -9 1; exit 5", 5),
+    ] {
         let farm = farm!(script);
         let report = farm.run().await;
-        assert_eq!(report.outcome, Outcome::Failed { step: "first".into(), exit_code: 137 }, "{script}");
+        assert_eq!(report.outcome, Outcome::Failed { step: "first".into(), exit_code }, "{script}");
     }
 }
 

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -18,7 +17,7 @@ use buildyard_worker::cgroup::MemoryCounters;
 use buildyard_worker::client::{ArtifactStore, ClientError};
 use buildyard_worker::clock::Clock;
 use buildyard_worker::engine::contract::Host as _;
-use buildyard_worker::engine::{ContainerId, Engine as _, Owner};
+use buildyard_worker::engine::{ContainerId, Owner};
 use buildyard_worker::executor::{Assignment, Executor, Finished, LogSink, Orders, Source, Supervisor};
 use buildyard_worker::image::Images;
 use buildyard_worker::init_binary;
@@ -66,9 +65,11 @@ impl LogSink for SharedLog {
     }
 }
 
+#[derive(Default)]
 struct Place {
+    /// Files that the job finds, all of them executable.
+    files: Vec<(String, Vec<u8>)>,
     started: Notify,
-    begun: AtomicBool,
 }
 
 #[async_trait]
@@ -78,7 +79,6 @@ impl Supervisor for Place {
     }
 
     async fn started(&self) {
-        self.begun.store(true, Ordering::SeqCst);
         self.started.notify_one();
     }
 }
@@ -89,7 +89,12 @@ impl Source for Place {
         Ok(())
     }
 
-    async fn fill(&self, _: &Path, _: Owner) -> Result<(), SourceError> {
+    async fn fill(&self, workspace: &Path, _: Owner) -> Result<(), SourceError> {
+        for (name, content) in &self.files {
+            let path = workspace.join(name);
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
         Ok(())
     }
 }
@@ -143,12 +148,17 @@ impl Farm {
             attempts: data.path().join("attempts"),
         };
         let orders = watch::Sender::new(Orders { until: Some(Timestamp(u64::MAX)), ..Orders::default() });
-        let place = Place { started: Notify::new(), begun: AtomicBool::new(false) };
+        let place = Place::default();
         Some(Self { order: order(script), executor, log: SharedLog::default(), orders, place, data, ground })
     }
 
     pub(crate) fn step(mut self, name: &str, script: &str) -> Self {
         self.order.spec.steps.push(step(name, script));
+        self
+    }
+
+    pub(crate) fn file(mut self, name: &str, content: Vec<u8>) -> Self {
+        self.place.files.push((name.to_owned(), content));
         self
     }
 

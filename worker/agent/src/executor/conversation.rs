@@ -196,8 +196,9 @@ impl<'c> Conversation<'c> {
                 ending = &mut waiting, if ended.is_none() => Wake::Ended(ending),
                 () = &mut disk, if self.reason.is_none() => Wake::DiskOver,
                 read = fill(&mut self.connection) => Wake::Read(read),
-                connected = accept(&mut self.container.listener, self.container.pid),
-                    if self.connection.is_none() && ended.is_none() => Wake::Connected(connected),
+                connected = accept(&mut self.container.listener, self.container.pid), if ended.is_none() => {
+                    Wake::Connected(connected)
+                }
             };
             match wake {
                 Wake::Ended(ending) => {
@@ -215,6 +216,7 @@ impl<'c> Conversation<'c> {
                 Wake::Connected(Ok(connection)) => {
                     self.connect_by = None;
                     self.connection = Some(connection);
+                    self.admit(false);
                 }
                 Wake::Connected(Err(error)) => {
                     tracing::warn!(attempt_id = %self.order.attempt, error = %error, "accepting a connection");
@@ -237,6 +239,10 @@ impl<'c> Conversation<'c> {
 
     /// What is left when the job has ended.
     pub(super) fn into_ended(self) -> Ended {
+        let strangers = self.container.listener.strangers();
+        if strangers > 0 {
+            tracing::warn!(attempt_id = %self.order.attempt, strangers, "processes of the job knocked at init's socket");
+        }
         Ended { connection: self.connection, next: self.next, workspace: self.container.workspace }
     }
 
@@ -375,8 +381,16 @@ impl<'c> Conversation<'c> {
         }
     }
 
+    /// Lets everyone connect, or root alone.
+    fn admit(&self, everyone: bool) {
+        if let Err(error) = self.container.listener.admit(everyone) {
+            tracing::warn!(attempt_id = %self.order.attempt, error = %error, "the socket's permissions");
+        }
+    }
+
     fn disconnected(&mut self, broken: Broken) {
         self.connection = None;
+        self.admit(true);
         match broken {
             Broken::Closed => {}
             Broken::Protocol(words) => {
