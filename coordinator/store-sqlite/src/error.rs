@@ -81,7 +81,7 @@ pub enum OpenError {
 pub enum Fault {
     /// Another process held the database for longer than we wait.
     #[error("the database is locked by another process")]
-    Locked(#[source] sqlx::Error),
+    Locked(#[source] Arc<sqlx::Error>),
     /// There is no room for the change. Nothing of it was kept.
     #[error("the disk is full")]
     Full(#[source] sqlx::Error),
@@ -189,7 +189,7 @@ impl From<sqlx::Error> for Fault {
             return Fault::Full(error);
         }
         match code & 0xff {
-            BUSY | LOCKED => Fault::Locked(error),
+            BUSY | LOCKED => Fault::Locked(error.into()),
             FULL => Fault::Full(error),
             READONLY => Fault::ReadOnly(error),
             IOERR => Fault::Disk(error),

@@ -166,8 +166,16 @@ async fn settle(conn: &mut SqliteConnection, mut group: Vec<Box<dyn Member>>, he
     let Err(failure) = commit(conn, &mut group, health).await else {
         return group.into_iter().for_each(|member| member.committed());
     };
+    if let Failure::Fault(Fault::Locked(error)) = failure {
+        // They have waited long enough, all of them. One by one they would wait as often as they are many.
+        let locked = || Failure::Fault(Fault::Locked(error.clone()));
+        return group.into_iter().for_each(|member| member.failed(locked()));
+    }
     if group.len() == 1 {
-        return group.into_iter().zip([failure]).for_each(|(member, failure)| member.failed(failure));
+        if let Some(member) = group.pop() {
+            member.failed(failure);
+        }
+        return;
     }
     tracing::debug!(writes = group.len(), "a group was rolled back; its members are tried one by one");
     for mut member in group {
