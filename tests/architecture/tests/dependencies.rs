@@ -42,8 +42,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &["buildyard-types", "buildyard-pipelines", "buildyard-scheduler", "buildyard-session"];
 
 /// Things that wait, touch the machine, or make randomness.
-const IMPURE: &[&str] =
-    &["tokio", "async-std", "axum", "hyper", "reqwest", "bollard", "git2", "sqlx", "rand", "getrandom", "rustix", "nix"];
+const IMPURE: &[&str] = &[
+    "tokio",
+    "async-std",
+    "axum",
+    "hyper",
+    "reqwest",
+    "bollard",
+    "git2",
+    "sqlx",
+    "rand",
+    "getrandom",
+    "rustix",
+    "nix",
+];
 
 /// Libraries that one crate alone may know, so that replacing them stays a local change.
 const OWNERS: &[(&str, &[&str])] = &[
@@ -138,7 +150,9 @@ fn crates_use_only_the_crates_that_they_may() {
             continue;
         };
         let ours = direct(package).into_iter().filter(|name| name.starts_with("buildyard"));
-        wrong.extend(ours.filter(|name| !may_use.contains(name)).map(|name| format!("{} uses {name}", package.name)));
+        wrong.extend(
+            ours.filter(|name| !may_use.contains(name)).map(|name| format!("{} uses {name}", package.name)),
+        );
     }
     assert!(wrong.is_empty(), "forbidden arrows: {wrong:#?}");
 }
@@ -149,7 +163,8 @@ fn pure_crates_know_nothing_that_waits() {
     let packages = metadata.workspace_packages();
     for name in PURE {
         let package = packages.iter().find(|package| package.name == *name).expect("a pure crate exists");
-        let found: Vec<_> = closure(&metadata, package).into_iter().filter(|name| IMPURE.contains(name)).collect();
+        let found: Vec<_> =
+            closure(&metadata, package).into_iter().filter(|name| IMPURE.contains(name)).collect();
         assert!(found.is_empty(), "{name} pulls in {found:?}");
     }
 }
@@ -171,8 +186,12 @@ fn a_library_with_an_owner_is_known_to_its_owner_alone() {
 #[test]
 fn nothing_of_openssl_or_aws_lc_is_in_the_tree() {
     let metadata = metadata();
-    let found: Vec<_> =
-        metadata.packages.iter().map(|package| package.name.as_str()).filter(|name| BANNED.contains(name)).collect();
+    let found: Vec<_> = metadata
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .filter(|name| BANNED.contains(name))
+        .collect();
     assert!(found.is_empty(), "{found:?}");
 }
 
@@ -200,7 +219,11 @@ fn every_crate_inherits_the_lints() {
     for package in metadata().workspace_packages() {
         let text = std::fs::read_to_string(&package.manifest_path).expect("a manifest is readable");
         let section = text.split("[lints]").nth(1).unwrap_or_default();
-        assert!(section.trim_start().starts_with("workspace = true"), "{} does not inherit the lints", package.name);
+        assert!(
+            section.trim_start().starts_with("workspace = true"),
+            "{} does not inherit the lints",
+            package.name
+        );
     }
 }
 
@@ -209,7 +232,11 @@ fn the_map_names_every_crate() {
     let map = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is readable");
     for package in metadata().workspace_packages() {
         if !is_test_crate(&package.name) {
-            assert!(map.contains(&format!("`{}`", package.name)), "ARCHITECTURE.md does not name {}", package.name);
+            assert!(
+                map.contains(&format!("`{}`", package.name)),
+                "ARCHITECTURE.md does not name {}",
+                package.name
+            );
         }
     }
 }

@@ -9,7 +9,8 @@ fn root() -> PathBuf {
 
 /// Every file that git tracks.
 fn tracked() -> Vec<PathBuf> {
-    let output = Command::new("git").arg("-C").arg(root()).args(["ls-files", "-z"]).output().expect("git runs");
+    let output =
+        Command::new("git").arg("-C").arg(root()).args(["ls-files", "-z"]).output().expect("git runs");
     assert!(output.status.success(), "the tree is a git checkout");
     output
         .stdout
@@ -21,7 +22,8 @@ fn tracked() -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> String {
-    String::from_utf8_lossy(&std::fs::read(root().join(path)).expect("a tracked file is readable")).into_owned()
+    String::from_utf8_lossy(&std::fs::read(root().join(path)).expect("a tracked file is readable"))
+        .into_owned()
 }
 
 fn rust_sources() -> impl Iterator<Item = PathBuf> {
@@ -40,11 +42,21 @@ fn no_source_file_grew_beyond_one_idea() {
 #[test]
 fn no_unfinished_place_is_left() {
     // Assembled here, so that this file does not find itself.
-    let words = [["to", "do!("].concat(), ["unimple", "mented!("].concat(), ["FIX", "ME"].concat(), ["TO", "DO"].concat()];
+    let words = [
+        ["to", "do!("].concat(),
+        ["unimple", "mented!("].concat(),
+        ["FIX", "ME"].concat(),
+        ["TO", "DO"].concat(),
+    ];
     let mut found = Vec::new();
     for path in rust_sources() {
         let text = read(&path);
-        found.extend(words.iter().filter(|word| text.contains(*word)).map(|word| format!("{}: {word}", path.display())));
+        found.extend(
+            words
+                .iter()
+                .filter(|word| text.contains(*word))
+                .map(|word| format!("{}: {word}", path.display())),
+        );
     }
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -66,7 +78,8 @@ fn only_the_crates_that_must_speak_to_the_kernel_hold_unsafe_code() {
     let marker = ["uns", "afe "].concat();
     for path in rust_sources() {
         let name = path.to_string_lossy().into_owned();
-        let has = read(&path).lines().any(|line| !line.trim_start().starts_with("//") && line.contains(&marker));
+        let has =
+            read(&path).lines().any(|line| !line.trim_start().starts_with("//") && line.contains(&marker));
         assert!(!has || allowed.iter().any(|prefix| name.starts_with(prefix)), "{name} holds unsafe code");
     }
 }
