@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    artifacts, check, config, doctor, down, explain, images, jobs, logs, runs, serve, status, trigger, up,
-    watch, whoami, workers,
+    artifacts, check, config, doctor, down, explain, images, jobs, logs, run, runs, serve, status, trigger,
+    up, watch, whoami, workers,
 };
 use crate::config::Layer;
 use crate::output::Format;
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Serve(serve::ServeArgs),
     /// Check pipeline files with the coordinator's own compiler
     Check(check::CheckArgs),
+    /// Run jobs of this checkout here, with the worker's own executor and without the farm
+    Run(run::RunArgs),
     /// Start a run of a repository on the farm
     Trigger(trigger::TriggerArgs),
     /// Watch a run to its end; the exit status is the verdict
@@ -110,11 +112,15 @@ pub(crate) enum Command {
 impl Command {
     /// Whether the command ends itself in good order when it is interrupted.
     pub(crate) fn handles_interrupts(&self) -> bool {
-        matches!(self, Command::Serve(_)) || matches!(self, Command::Up(args) if args.foreground)
+        matches!(self, Command::Serve(_) | Command::Run(_))
+            || matches!(self, Command::Up(args) if args.foreground)
     }
 
     /// Whether the command does the work of a part of the farm.
     pub(crate) fn is_busy(&self) -> bool {
-        matches!(self, Command::Serve(args) if args.is_busy())
+        match self {
+            Command::Serve(args) => args.is_busy(),
+            other => matches!(other, Command::Run(_)),
+        }
     }
 }

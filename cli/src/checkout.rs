@@ -27,11 +27,6 @@ fn git_here(arguments: &[&str]) -> Result<Option<String>> {
     })
 }
 
-/// The root of the checkout around the working folder.
-pub(crate) fn root() -> Result<PathBuf> {
-    git_here(&["rev-parse", "--show-toplevel"])?.map(PathBuf::from).ok_or_else(no_checkout)
-}
-
 /// The root, or the working folder itself where there is no checkout.
 pub(crate) fn root_or_here() -> Result<PathBuf> {
     match git_here(&["rev-parse", "--show-toplevel"])? {

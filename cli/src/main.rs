@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod config;
 mod exit;
+mod local;
 mod logs;
 mod output;
 mod pipelines;

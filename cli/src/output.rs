@@ -159,10 +159,17 @@ pub(crate) fn now() -> Timestamp {
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// How long ago: `just now`, `4m 05s ago`.
+/// Until then people count in hours; after it they want the day.
+const AGO_LIMIT_MS: u64 = 48 * 3_600_000;
+
+/// How long ago: `just now`, `4m 05s ago`; the day where it is longer ago.
 pub(crate) fn ago(then: Timestamp, now: Timestamp) -> String {
     let passed = now.since(then);
-    if passed.0 < 1_000 { "just now".into() } else { format!("{passed} ago") }
+    match passed.0 {
+        0..1_000 => "just now".to_owned(),
+        1_000..=AGO_LIMIT_MS => format!("{passed} ago"),
+        _ => utc(then).chars().take("2026-01-31".len()).collect(),
+    }
 }
 
 /// A moment as people write it, in UTC.
@@ -235,5 +242,6 @@ mod tests {
         assert_eq!(utc(Timestamp(1_700_000_000_123)), "2023-11-14T22:13:20Z");
         assert_eq!(ago(Timestamp(5_000), Timestamp(5_100)), "just now");
         assert_eq!(ago(Timestamp(5_000), Timestamp(250_000)), "4m 05s ago");
+        assert_eq!(ago(Timestamp(1_700_000_000_123), Timestamp(1_800_000_000_000)), "2023-11-14");
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod live;
 pub(crate) mod logs;
+pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod serve;
 pub(crate) mod status;
@@ -33,6 +34,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result {
         Command::Serve(args) => serve::run(context, args).await,
         Command::Check(args) => check::run(context, args),
         Command::Status(args) => status::run(context, args).await,
+        Command::Run(args) => run::run(context, args).await,
         Command::Trigger(args) => trigger::run(context, args).await,
         Command::Watch(args) => watch::run(context, args).await,
         Command::Runs(args) => runs::run(context, args).await,

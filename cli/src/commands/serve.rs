@@ -196,12 +196,17 @@ async fn worker(settings: &Settings, args: WorkerArgs) -> Result {
         .map_err(|error| CliError::farm("the worker ended").because(error))
 }
 
+/// What the owner of this machine says about workers on it.
+pub(crate) fn worker_settings(named: Option<&Path>) -> Result<(PathBuf, WorkerSettings)> {
+    let (path, text) = config_text(named, WORKER_CONFIG_PATH)?;
+    match WorkerSettings::parse(&text) {
+        Ok(file) => Ok((path, file)),
+        Err(error) => Err(CliError::usage(format!("cannot use {}", path.display())).because(error)),
+    }
+}
+
 fn worker_config(settings: &Settings, args: &WorkerArgs) -> Result<WorkerConfig> {
-    let (path, text) = config_text(args.config.as_deref(), WORKER_CONFIG_PATH)?;
-    let wrong = |error: buildyard_worker::config::ConfigError| {
-        CliError::usage(format!("cannot use {}", path.display())).because(error)
-    };
-    let mut file = WorkerSettings::parse(&text).map_err(wrong)?;
+    let (path, mut file) = worker_settings(args.config.as_deref())?;
     if settings.coordinator.is_some() || file.coordinator.is_none() {
         file.coordinator = Some(locate_url(settings)?);
     }
@@ -214,7 +219,9 @@ fn worker_config(settings: &Settings, args: &WorkerArgs) -> Result<WorkerConfig>
         .as_ref()
         .filter(|file| file.origin == Origin::Flag)
         .map(|file| file.value.clone());
-    let mut config = file.into_config(settings.worker_dir(), token_file).map_err(wrong)?;
+    let mut config = file
+        .into_config(settings.worker_dir(), token_file)
+        .map_err(|error| CliError::usage(format!("cannot use {}", path.display())).because(error))?;
     config.on_exit = match args.on_exit {
         WhenTold::Leave => OnExit::Leave,
         WhenTold::Stop => OnExit::Stop,

@@ -14,7 +14,7 @@ fn bad_pipeline_files_are_refused_with_their_diagnostics_on_the_run() {
         "name = \"l\"\n[jobs.a]\nimage = \"{IMAGE}\"\nlabels = \"os=linux && gpu\"\nrun = \"true\"\n"
     );
     for (name, text, said_of_it) in [
-        ("too-long", too_long.as_str(), "1 MiB"),
+        ("too-long", too_long.as_str(), "1048576"),
         ("unparsable", "name = \"x\n[jobs.a]\n", "pipeline.toml"),
         ("cycle", &cycle, "a"),
         ("labels", &labels, "gpu"),
