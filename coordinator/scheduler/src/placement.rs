@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use buildyard_types::worker::Capacity;
 use buildyard_types::{JobId, Timestamp, WorkerId};
 
-use crate::demand::{Demand, Share, minus, plus};
+use crate::demand::{Demand, minus, plus};
 use crate::index::pool::Room;
 use crate::index::queue::{Head, Place};
 use crate::lifecycle::job::{Job, JobState};
@@ -65,9 +65,7 @@ pub fn plan(state: &State, now: Timestamp) -> Vec<(JobId, WorkerId)> {
             })
             .max();
         if let Some((_, _, room, Reverse(worker))) = best {
-            let Share { cpu_millis, memory, disk } = demand.share;
-            let used = plus(Capacity::default(), Share { cpu_millis, memory, disk });
-            free.insert(worker, minus(room.capacity(), used));
+            free.insert(worker, minus(room.capacity(), plus(Capacity::default(), demand.share)));
             placed.push((job.id, worker));
         }
     }
@@ -142,39 +140,38 @@ pub(crate) fn next(state: &mut State, cursor: &mut Option<Place>) -> Option<(Job
 fn best_for(state: &State, head: &Head) -> Option<WorkerId> {
     let job = state.jobs.get(&head.place.1)?;
     let wish = Wish::of(state, job, &head.demand);
-    let pool = &state.index.pool;
-    if head.blocked {
-        let mut renewed: Vec<(Room, WorkerId)> = pool.renewed().collect();
-        renewed.sort_by_key(|(room, worker)| (Reverse(*room), *worker));
-        best(state, &wish, renewed.into_iter())
+    let best = if head.blocked {
+        // Whoever was not renewed had no room for this class the last time, and has no more now.
+        best_of(state, &wish, state.index.pool.renewed())
     } else {
-        best(state, &wish, pool.by_room())
-    }
-}
-
-/// The best of workers that come most room first.
-fn best(state: &State, wish: &Wish<'_>, by_room: impl Iterator<Item = (Room, WorkerId)>) -> Option<WorkerId> {
-    let holders = state.index.pool.holders(wish.image);
-    let mut best: Option<Rank> = None;
-    for (room, worker) in by_room {
-        if !wish.demand.share.fits(&room.capacity()) {
-            continue;
-        }
-        let holds_image = holders.is_some_and(|holders| holders.contains(&worker));
-        let rank = wish.rank(worker, holds_image, room);
-        // Labels last: reading them takes longest, and most of the later workers cannot win any more.
-        if best.is_some_and(|best| best >= rank) || !satisfies(state, worker, wish.demand) {
-            continue;
-        }
-        best = Some(rank);
-        // Who comes later has no more room, so only the first two parts of the rank could be better.
-        if rank.0 && (holds_image || holders.is_none()) {
-            break;
-        }
-    }
+        best_in_pool(state, &wish)
+    };
     best.map(|(_, _, _, Reverse(worker))| worker)
 }
 
-fn satisfies(state: &State, worker: WorkerId, demand: &Demand) -> bool {
-    state.workers.get(&worker).is_some_and(|known| known.satisfies(&demand.labels))
+/// The best of all workers, looking at few of them: the first of each matching kind.
+fn best_in_pool(state: &State, wish: &Wish<'_>) -> Option<Rank> {
+    let pool = &state.index.pool;
+    let (kinds, image) = (pool.order().matching(&wish.demand.labels), pool.order().number(wish.image));
+    let untried = |(_, worker): &(Room, WorkerId)| !wish.tried.contains(worker);
+    let fits = |(room, _): &(Room, WorkerId)| wish.demand.share.fits(&room.capacity());
+    let rank = |holds: bool| move |(room, worker): (Room, WorkerId)| wish.rank(worker, holds, room);
+    let holders = kinds.iter().filter_map(|kind| kind.holders(image).filter(untried).find(fits));
+    let anybody = kinds.iter().filter_map(|kind| kind.by_room().filter(untried).find(fits));
+    holders.map(rank(true)).max().or_else(|| anybody.map(rank(false)).max()).or_else(|| {
+        let tried = wish.tried.iter().filter_map(|worker| Some((pool.room(*worker)?, *worker)));
+        best_of(state, wish, tried)
+    })
+}
+
+/// The best of some workers.
+fn best_of(state: &State, wish: &Wish<'_>, workers: impl Iterator<Item = (Room, WorkerId)>) -> Option<Rank> {
+    let order = state.index.pool.order();
+    let image = order.number(wish.image);
+    let will_do = |(room, worker): &(Room, WorkerId)| {
+        let matches = |known: &Worker| known.satisfies(&wish.demand.labels);
+        wish.demand.share.fits(&room.capacity()) && state.workers.get(worker).is_some_and(matches)
+    };
+    let rank = |(room, worker)| wish.rank(worker, order.holds(worker, image), room);
+    workers.filter(will_do).map(rank).max()
 }

@@ -4,6 +4,7 @@
 //! and a property test holds the two against each other. What depends on the time (who is fresh, which back-off
 //! is over) is told by the timers.
 
+pub(crate) mod order;
 pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod timers;

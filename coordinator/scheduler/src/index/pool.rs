@@ -1,11 +1,11 @@
 //! Workers by what they have free: who may be given work, and whose room grew.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_types::worker::Capacity;
 use buildyard_types::{AttemptId, ByteSize, WorkerId};
 
+use super::order::Order;
 use crate::demand::{Share, minus, plus};
 use crate::lifecycle::worker::Worker;
 
@@ -78,14 +78,13 @@ impl Room {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pool {
     holdings: BTreeMap<WorkerId, Holding>,
-    /// Which workers hold an image.
-    images: BTreeMap<String, BTreeSet<WorkerId>>,
     /// Workers that answer. Told from outside, since it depends on the time.
     fresh: BTreeSet<WorkerId>,
-    /// Workers that may be given work and have a free slot, most room first.
-    order: BTreeSet<(Reverse<Room>, WorkerId)>,
+    /// Workers in the order in which they are tried.
+    order: Order,
+    /// What workers have free that may be given work and have a free slot.
     rooms: BTreeMap<WorkerId, Room>,
-    /// Workers of `order` that were given room, or something else to match, since the last placement.
+    /// Workers of `rooms` that were given room, or something else to match, since the last placement.
     renewed: BTreeSet<WorkerId>,
 }
 
@@ -95,19 +94,14 @@ impl Pool {
         self.holdings.get(&worker)
     }
 
-    /// Who holds an image.
-    pub(crate) fn holders(&self, image: &str) -> Option<&BTreeSet<WorkerId>> {
-        self.images.get(image)
+    /// The order in which workers are tried.
+    pub(crate) fn order(&self) -> &Order {
+        &self.order
     }
 
     /// What a worker has free, if it may be given work.
     pub(crate) fn room(&self, worker: WorkerId) -> Option<Room> {
         self.rooms.get(&worker).copied()
-    }
-
-    /// Workers that may be given work, most room first.
-    pub(crate) fn by_room(&self) -> impl Iterator<Item = (Room, WorkerId)> {
-        self.order.iter().map(|(Reverse(room), worker)| (*room, *worker))
     }
 
     /// Those whose room grew since the last placement.
@@ -160,27 +154,19 @@ impl Pool {
         after: Option<&Worker>,
         worker: WorkerId,
     ) {
-        let images = |known: Option<&Worker>| -> BTreeSet<String> {
-            known.map(|known| known.offer.images.iter().cloned().collect()).unwrap_or_default()
-        };
-        let (had, has) = (images(before), images(after));
-        for image in had.difference(&has) {
-            if let Some(holders) = self.images.get_mut(image) {
-                holders.remove(&worker);
-                if holders.is_empty() {
-                    self.images.remove(image);
-                }
-            }
-        }
-        for image in has.difference(&had) {
-            self.images.entry(image.clone()).or_default().insert(worker);
+        let others = before.map(Worker::labels) != after.map(Worker::labels);
+        if others || before.map(|before| &before.offer.images) != after.map(|after| &after.offer.images) {
+            let room = self.room(worker);
+            self.order.moved(worker, room, None);
+            self.order.set(worker, after);
+            self.order.moved(worker, None, room);
         }
         if after.is_none() {
             self.fresh.remove(&worker);
         }
         self.refresh(after, worker);
         // Other labels match other jobs, though the room is the same.
-        if before.map(Worker::labels) != after.map(Worker::labels) && self.rooms.contains_key(&worker) {
+        if others && self.rooms.contains_key(&worker) {
             self.renewed.insert(worker);
         }
     }
@@ -191,13 +177,10 @@ impl Pool {
         if before == after {
             return;
         }
-        if let Some(before) = before {
-            self.order.remove(&(Reverse(before), worker));
-        }
+        self.order.moved(worker, before, after);
         match after {
             Some(after) => {
                 self.rooms.insert(worker, after);
-                self.order.insert((Reverse(after), worker));
                 if before.is_none_or(|before| after.grew_from(before)) {
                     self.renewed.insert(worker);
                 }
@@ -231,8 +214,7 @@ impl Pool {
         }
         let parts = [
             ("holdings", self.holdings == built.holdings),
-            ("images", self.images == built.images),
-            ("order", self.order == built.order),
+            ("order", self.order.spelled_out() == built.order.spelled_out()),
             ("rooms", self.rooms == built.rooms),
             ("renewed", self.renewed.iter().all(|worker| self.rooms.contains_key(worker))),
         ];
