@@ -68,7 +68,8 @@ fn build(init: &Path, target_dir: &Path) -> PathBuf {
         .args(["--target", &target])
         .arg("--target-dir")
         .arg(target_dir);
-    let status = cargo.status().unwrap_or_else(|error| panic!("could not run cargo for buildyard-init: {error}"));
+    let status =
+        cargo.status().unwrap_or_else(|error| panic!("could not run cargo for buildyard-init: {error}"));
     assert!(status.success(), "buildyard-init did not build for {target}: {status}");
     target_dir.join(target).join("release/buildyard-init")
 }
