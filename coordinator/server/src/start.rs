@@ -9,7 +9,7 @@ use buildyard_store::{Store, StoreError, Token, TokenKind};
 use buildyard_store_sqlite::{OpenError, SqliteStore};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::app::{App, bounds, new_secret, secret_hash};
 use crate::blobs::{BlobError, Blobs};
@@ -63,6 +63,9 @@ pub enum ServeError {
     /// The driver ended by itself.
     #[error(transparent)]
     Driver(#[from] DriverEnd),
+    /// A task of the coordinator ended before it was told to.
+    #[error("a task of the coordinator ended by itself")]
+    TaskEnded,
     /// A task of the coordinator broke off.
     #[error("a task of the coordinator broke off")]
     Task(#[source] tokio::task::JoinError),
@@ -86,7 +89,11 @@ pub async fn serve(
     let http = tokio::spawn(listen::serve(listener, coordinator.router(), connections, closing));
     let ended = tokio::select! {
         () = shutdown => None,
-        ended = &mut coordinator.driver => Some(ended),
+        ended = &mut coordinator.driver => Some(ended.map_err(ServeError::Task)?.map_err(ServeError::Driver)),
+        Some(ended) = coordinator.tasks.join_next() => {
+            // None of them ends before it is told to; without one of them the farm would rot slowly.
+            Some(Err(ended.err().map_or(ServeError::TaskEnded, ServeError::Task)))
+        }
     };
     tracing::info!("the coordinator ends");
     // From here on: nothing is accepted, streams end, held calls are answered.
@@ -97,8 +104,8 @@ pub async fn serve(
     match ended {
         None => coordinator.stop().await,
         Some(ended) => {
-            coordinator.end_tasks().await;
-            Ok(ended.map_err(ServeError::Task)??)
+            coordinator.stop_tasks().await;
+            ended
         }
     }
 }
@@ -108,7 +115,7 @@ pub struct Coordinator {
     pub(crate) app: Arc<App>,
     closing: watch::Sender<bool>,
     driver: JoinHandle<Result<(), DriverEnd>>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: JoinSet<()>,
     sqlite: Option<Arc<SqliteStore>>,
 }
 
@@ -183,11 +190,10 @@ impl Coordinator {
             transfers,
             uploads,
         });
-        let tasks = vec![
-            tokio::spawn(source_task(handle, mirrors, received, is_closing.clone())),
-            tokio::spawn(compact_task(store, blobs, to_compact, is_closing)),
-            tokio::spawn(sweep_task(app.clone())),
-        ];
+        let mut tasks = JoinSet::new();
+        tasks.spawn(source_task(handle, mirrors, received, is_closing.clone()));
+        tasks.spawn(compact_task(store, blobs, to_compact, is_closing));
+        tasks.spawn(sweep_task(app.clone()));
         Ok(Self { app, closing, driver: tokio::spawn(driver.run()), tasks, sqlite: None })
     }
 
@@ -205,7 +211,7 @@ impl Coordinator {
     pub async fn stop(mut self) -> Result<(), ServeError> {
         self.closing.send_replace(true);
         let ended = tokio::time::timeout(FAREWELL, &mut self.driver).await;
-        self.end_tasks().await;
+        self.stop_tasks().await;
         match ended {
             Ok(ended) => Ok(ended.map_err(ServeError::Task)??),
             Err(_) => {
@@ -218,11 +224,10 @@ impl Coordinator {
         }
     }
 
-    async fn end_tasks(&mut self) {
-        for mut task in std::mem::take(&mut self.tasks) {
-            if tokio::time::timeout(FAREWELL, &mut task).await.is_err() {
-                task.abort();
-            }
+    async fn stop_tasks(&mut self) {
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(FAREWELL, ended).await.is_err() {
+            self.tasks.shutdown().await;
         }
         if let Some(sqlite) = self.sqlite.take()
             && let Err(error) = sqlite.close().await
@@ -236,7 +241,7 @@ impl Drop for Coordinator {
     fn drop(&mut self) {
         // Tasks end when their handle is dropped: a coordinator that is let go does nothing more.
         self.driver.abort();
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.tasks.abort_all();
     }
 }
 

@@ -131,6 +131,9 @@ impl Driver {
             }
         }
         self.rebuild().await?;
+        if self.core_is_void {
+            return Ok(());
+        }
         let now = self.parts.clock.now();
         looks.into_iter().for_each(|view| view(&self.core, now, self.holds.len()));
         Ok(())
@@ -159,6 +162,7 @@ impl Driver {
                 },
             }
             if *self.parts.closing.borrow() {
+                self.core_is_void = true;
                 return Ok(());
             }
             self.wait_refusing(wait, &mut heard).await;

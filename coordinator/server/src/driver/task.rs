@@ -43,6 +43,9 @@ pub(crate) struct Driver {
     pub(super) holds: Holds,
     /// Received runs that nobody reads yet. A part of the state, so bounded by it.
     pub(super) received: BTreeSet<RunId>,
+    /// The core knows more than the store, and the process ends before it could be rebuilt. Nothing may be
+    /// decided on it.
+    pub(super) core_is_void: bool,
 }
 
 /// An answer that waits for the commit.
@@ -72,6 +75,7 @@ impl Driver {
             narrator: Narrator::default(),
             holds: Holds::default(),
             received: BTreeSet::new(),
+            core_is_void: false,
         };
         driver.take_stock();
         Ok(driver)
@@ -111,6 +115,10 @@ impl Driver {
     async fn finish(mut self) -> Result<(), DriverEnd> {
         self.parts.calls.close();
         while let Ok(call) = self.parts.calls.try_recv() {
+            if self.core_is_void {
+                // A call that is dropped without an answer means that the process is ending.
+                continue;
+            }
             self.turn(Some(call)).await?;
         }
         self.holds.refuse_all(&DriverError::Stopping);

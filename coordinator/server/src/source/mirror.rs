@@ -138,7 +138,8 @@ impl Mirrors {
         let mut fetch = self.git.command();
         fetch.arg("-C").arg(path);
         fetch.args(["fetch", "--quiet", "--no-write-fetch-head", "--no-auto-gc", "--no-recurse-submodules"]);
-        fetch.args(["--no-tags", "--end-of-options", &source.repository]);
+        // A shallow repository gives what it has; so does its mirror.
+        fetch.args(["--no-tags", "--update-shallow", "--end-of-options", &source.repository]);
         fetch.arg(format!("+{commit}:{}", commit_ref(commit)));
         fetch.arg("+refs/tags/*:refs/tags/*");
         self.git.run("fetch", fetch, FETCH).await?;

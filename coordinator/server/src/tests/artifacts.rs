@@ -1,8 +1,8 @@
 //! Artifacts: contents by hash, lists of files, downloads.
 
 use axum::body::Body;
-use buildyard_types::Outcome;
 use buildyard_types::api::ArtifactView;
+use buildyard_types::{Millis, Outcome};
 use serde_json::{Value, json};
 
 use super::support::{Answer, FakeWorker, Farm, PIPELINE, Repository};
@@ -108,4 +108,36 @@ async fn what_no_artifact_names_is_swept_and_the_rest_stays() {
     assert_eq!(app.blobs.content_length(&sha256_hex(b"named")).await.unwrap(), Some(5));
     assert!(app.blobs.read(&stray, 0, 1).await.unwrap_err().is_missing());
     assert_eq!(farm.get(&format!("/api/v1/attempts/{}/log", order.attempt)).await.text(), "kept\n");
+}
+
+#[tokio::test]
+async fn what_is_too_old_goes_with_everything_that_belongs_to_it() {
+    let (farm, mut worker, order) = begun().await;
+    let content = b"old".as_slice();
+    blob(&worker, &order, &sha256_hex(content), content).await.done();
+    manifest(&worker, &order, "out", json!([file("a", content)])).await.done();
+    worker.carry_out(&order, Outcome::Failed { step: "run".into(), exit_code: 1 }).await;
+    let app = &farm.coordinator.app;
+    let run = format!("/api/v1/runs/{}", order.attempt.run());
+    let now = app.clock.now();
+    assert_eq!(crate::retention::sweep(app, now).await.unwrap(), 0);
+    farm.get(&run).await.done();
+    let logs = || app.blobs.older_than("logs", std::time::Duration::ZERO, 10).unwrap().len();
+    assert_eq!(logs(), 1);
+
+    let later = now + app.config.retention.logs_ms + Millis(60_000);
+    crate::retention::sweep(app, later).await.unwrap();
+    assert_eq!(logs(), 0, "logs go before their runs");
+    let log = farm.get(&format!("/api/v1/attempts/{}/log", order.attempt)).await;
+    assert_eq!((log.status.as_u16(), log.text().as_str()), (200, ""));
+    let gone = farm.get(&format!("/api/v1/jobs/{}/artifacts/out/a", order.attempt.job)).await;
+    assert_eq!(gone.problem(), (404, "artifact-not-found".into()), "it was kept for a day");
+
+    let later = now + app.config.retention.runs_ms + Millis(60_000);
+    assert_eq!(crate::retention::sweep(app, later).await.unwrap(), 1);
+    assert_eq!(farm.get(&run).await.problem(), (404, "run-not-found".into()));
+    assert_eq!(app.mirrors.runs().await.unwrap().len(), 1);
+    crate::retention::sweep_orphans(app, std::time::Duration::ZERO).await.unwrap();
+    assert!(app.mirrors.runs().await.unwrap().is_empty());
+    assert_eq!(app.blobs.content_length(&sha256_hex(content)).await.unwrap(), None);
 }

@@ -15,6 +15,8 @@ use buildyard_types::api::{EventView, RunList, TriggerResponse};
 use buildyard_types::worker::SyncResponse;
 use buildyard_types::{AttemptId, Epoch, Outcome, RunId, Timestamp};
 
+use tokio::sync::Semaphore;
+
 use super::support::{Farm, PIPELINE, Repository, ended, running};
 
 /// A store whose next commits and loads fail.
@@ -22,6 +24,9 @@ struct Failing {
     inner: Arc<dyn Store>,
     commits: Arc<AtomicU32>,
     loads: Arc<AtomicU32>,
+    /// A commit takes a permit and gives it back.
+    gate: Arc<Semaphore>,
+    committed: Arc<AtomicU32>,
 }
 
 fn take(left: &AtomicU32) -> Result<()> {
@@ -46,7 +51,9 @@ impl Store for Failing {
         self.inner.load().await
     }
     async fn commit(&self, epoch: Epoch, batch: &Batch) -> Result<Vec<EventView>> {
+        let _open = self.gate.acquire().await.unwrap();
         take(&self.commits)?;
+        self.committed.fetch_add(1, Ordering::SeqCst);
         self.inner.commit(epoch, batch).await
     }
     async fn run(&self, run: RunId) -> Result<Option<Run>> {
@@ -108,18 +115,33 @@ impl Store for Failing {
     }
 }
 
-/// A farm, and how many of its next commits and loads fail.
-async fn failing() -> (Farm, Arc<AtomicU32>, Arc<AtomicU32>) {
-    let (commits, loads) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let (on_commit, on_load) = (commits.clone(), loads.clone());
-    let temp = Arc::new(tempfile::tempdir().unwrap());
-    let wrap = move |inner| Arc::new(Failing { inner, commits: on_commit, loads: on_load }) as Arc<dyn Store>;
-    (Farm::over(temp, wrap).await, commits, loads)
+/// What a test holds of its store.
+struct Faults {
+    /// Next commits that fail.
+    commits: Arc<AtomicU32>,
+    /// Next loads that fail.
+    loads: Arc<AtomicU32>,
+    gate: Arc<Semaphore>,
+    /// Commits that went through.
+    committed: Arc<AtomicU32>,
+}
+
+async fn failing() -> (Farm, Faults) {
+    let faults = Faults {
+        commits: Arc::default(),
+        loads: Arc::default(),
+        gate: Arc::new(Semaphore::new(1)),
+        committed: Arc::default(),
+    };
+    let Faults { commits, loads, gate, committed } = &faults;
+    let (commits, loads, gate, committed) = (commits.clone(), loads.clone(), gate.clone(), committed.clone());
+    let wrap = move |inner| Arc::new(Failing { inner, commits, loads, gate, committed }) as Arc<dyn Store>;
+    (Farm::over(Arc::new(tempfile::tempdir().unwrap()), wrap).await, faults)
 }
 
 #[tokio::test]
 async fn a_commit_that_fails_is_told_and_leaves_nothing() {
-    let (farm, commits, loads) = failing().await;
+    let (farm, Faults { commits, loads, .. }) = failing().await;
     let repository = Repository::with(farm.temp.path(), &[("pipeline.toml", PIPELINE)]);
     commits.store(1, Ordering::SeqCst);
     loads.store(2, Ordering::SeqCst);
@@ -145,7 +167,7 @@ async fn a_commit_that_fails_is_told_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_worker_keeps_its_lease_while_the_store_is_away() {
-    let (farm, commits, _) = failing().await;
+    let (farm, Faults { commits, .. }) = failing().await;
     let repository = Repository::with(farm.temp.path(), &[("pipeline.toml", PIPELINE)]);
     let mut worker = farm.worker().await;
     farm.trigger(&repository, None).await.done();
@@ -172,4 +194,60 @@ async fn a_newer_epoch_ends_the_coordinator() {
     assert!(farm.get("/api/v1/runs").await.ok::<RunList>().runs.is_empty());
     let ended = farm.coordinator.stop().await;
     assert!(matches!(ended, Err(crate::ServeError::Driver(crate::DriverEnd::EpochOver(_)))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_said_before_the_commit_and_many_inputs_share_one() {
+    let (farm, faults) = failing().await;
+    let shut = faults.gate.clone().acquire_owned().await.unwrap();
+    let before = faults.committed.load(Ordering::SeqCst);
+    let driver = &farm.coordinator.app.driver;
+    let submit = |number: u32| {
+        let source = buildyard_types::worker::SourceRef {
+            repository: "/nowhere".into(),
+            commit: "0".repeat(40),
+            ref_name: None,
+        };
+        let file = "pipeline.toml".to_owned();
+        let requested_by = "triggered by a test".to_owned();
+        let key = Some(number.to_string());
+        driver.decide(
+            buildyard_scheduler::Input::Submit { source, file, requested_by, key },
+            Vec::new(),
+            None,
+        )
+    };
+    // The first is on its way to the disk and stays there; the others arrive meanwhile.
+    let mut all = Box::pin(futures_util::future::join_all((0..100).map(submit)));
+    for _ in 0..1_000 {
+        assert!(futures_util::poll!(&mut all).is_pending(), "an answer came before the commit");
+        tokio::task::yield_now().await;
+    }
+    drop(shut);
+    let answers = all.await;
+    let mut runs = std::collections::BTreeSet::new();
+    for answer in answers {
+        match answer.unwrap() {
+            buildyard_scheduler::Reply::Run(run) => runs.insert(run),
+            other => panic!("{other:?}"),
+        };
+    }
+    assert_eq!(runs.len(), 100);
+    let commits = faults.committed.load(Ordering::SeqCst) - before;
+    assert!(commits < 20, "{commits} commits for 100 inputs that waited together");
+}
+
+#[tokio::test]
+async fn an_end_while_the_store_is_away_commits_nothing_that_was_refused() {
+    let (farm, faults) = failing().await;
+    let repository = Repository::with(farm.temp.path(), &[("pipeline.toml", PIPELINE)]);
+    faults.commits.store(1, Ordering::SeqCst);
+    faults.loads.store(u32::MAX, Ordering::SeqCst);
+    let before = faults.committed.load(Ordering::SeqCst);
+    assert_eq!(farm.trigger(&repository, None).await.problem(), (503, "unavailable".into()));
+    let Farm { coordinator, router, temp, .. } = farm;
+    drop(router);
+    coordinator.stop().await.unwrap();
+    assert_eq!(faults.committed.load(Ordering::SeqCst), before);
+    assert!(Farm::open(temp).await.get("/api/v1/runs").await.ok::<RunList>().runs.is_empty());
 }

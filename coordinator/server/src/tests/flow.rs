@@ -236,3 +236,37 @@ async fn the_farm_is_told_at_a_glance() {
     assert_eq!(version["api"], "v1");
     held.abort();
 }
+
+#[tokio::test]
+async fn a_full_disk_refuses_new_runs_and_says_so() {
+    let temp = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let mut config = super::support::config(&temp.path().join("data"));
+    // More than there is: half of the disk counts then, and a share of half as well.
+    config.retention.disk_free_min = buildyard_types::ByteSize(u64::MAX);
+    config.retention.disk_free_min_percent = 100;
+    let farm = Farm::with(temp, config).await;
+    let repository = Repository::with(farm.temp.path(), &[("pipeline.toml", PIPELINE)]);
+    let answer = farm.trigger(&repository, None).await;
+    assert_eq!(answer.problem(), (507, "disk-low".into()));
+    assert_eq!(farm.get("/readyz").await.problem(), (503, "unavailable".into()));
+    farm.get("/healthz").await.done();
+    let status: Value = farm.get("/api/v1/status").await.ok();
+    assert!(status["warnings"][0].as_str().unwrap().contains("are needed"), "{status}");
+    // What is under way goes on: workers still call.
+    farm.worker().await;
+}
+
+#[tokio::test]
+async fn a_shallow_repository_is_built_as_well() {
+    let farm = Farm::start().await;
+    let deep = Repository::with(farm.temp.path(), &[("pipeline.toml", PIPELINE)]);
+    deep.commit(&[("Makefile", "all:")]);
+    let path = farm.temp.path().canonicalize().unwrap().join("shallow");
+    let url = format!("file://{}", deep.path.display());
+    deep.git(&["clone", "--quiet", "--depth=1", &url, path.to_str().unwrap()]);
+    let shallow = Repository { path };
+    let made: TriggerResponse = farm.trigger(&shallow, None).await.ok();
+    let view =
+        farm.until(&format!("/api/v1/runs/{}", made.runs[0].id), |run| run["state"] != "received").await;
+    assert_eq!(view["state"], "active", "{view}");
+}

@@ -88,6 +88,11 @@ impl Farm {
     /// Opens the folder of an earlier farm.
     pub(super) async fn open(temp: Arc<tempfile::TempDir>) -> Self {
         let config = config(&temp.path().join("data"));
+        Self::with(temp, config).await
+    }
+
+    /// Opens a folder with a configuration of the test's own.
+    pub(super) async fn with(temp: Arc<tempfile::TempDir>, config: CoordinatorConfig) -> Self {
         loop {
             match Coordinator::start(config.clone()).await {
                 Ok(coordinator) => return Self::around(temp, coordinator),

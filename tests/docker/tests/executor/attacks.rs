@@ -113,7 +113,7 @@ async fn uid_1000_cannot_pass_for_the_farm() {
 #[tokio::test]
 async fn uid_0_cannot_pass_for_the_farm() {
     // Root gets through to the worker, which closes on it without a word.
-    attack(farm!(ATTACKS).as_root(), 20).await;
+    attack(farm!(ATTACKS).run_as_root(), 20).await;
 }
 
 /// A flood of connections by the job keeps neither init nor the worker from each other, not even when the worker
@@ -123,7 +123,7 @@ async fn a_crowd_at_the_socket_holds_nothing_up() {
     let script = "./attacker crowd & i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done";
     for root in [false, true] {
         let farm = armed(farm!(script));
-        let farm = if root { farm.as_root() } else { farm };
+        let farm = if root { farm.run_as_root() } else { farm };
         farm.killed_after(500, false).await;
         for kill in 1..=3 {
             farm.killed_after(500 + kill * 4_000, true).await;

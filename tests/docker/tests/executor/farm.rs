@@ -162,7 +162,7 @@ impl Farm {
         self
     }
 
-    pub(crate) fn as_root(mut self) -> Self {
+    pub(crate) fn run_as_root(mut self) -> Self {
         self.order.spec.user = JobUser::Root;
         self
     }

@@ -2,6 +2,8 @@
 //!
 //! Every test ends with a look for what is left: containers, networks, mounts.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails ends its test, as an assertion does")]
+
 mod attacks;
 mod endings;
 mod farm;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use buildyard_session::Event;
@@ -11,9 +12,11 @@ use buildyard_types::worker::{AttemptOrder, EndReport, StopCause, Usage};
 use buildyard_types::{AttemptId, Outcome};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::News;
+use crate::backoff::Backoff;
 use crate::client::{AttemptClient, Client};
 use crate::config::OnExit;
 use crate::engine::Owner;
@@ -23,6 +26,9 @@ use crate::journal::{Journal, JournalError};
 use crate::source::{self, Checkout, Mirror, Mirrors, Origin, Remote, SourceError};
 use crate::spool::Spool;
 use crate::upload::{SpoolEnd, UploadError, upload};
+
+/// How long the commit is asked for again: longer than a coordinator takes to come back, and a supervisor to start it.
+const FETCH_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What all attempts of a worker use.
 pub(super) struct Shared {
@@ -323,8 +329,22 @@ impl Place<'_> {
 #[async_trait]
 impl Source for Place<'_> {
     async fn fetch(&self) -> Result<(), SourceError> {
-        *self.mirror.lock().await = Some(self.obtain().await?);
-        Ok(())
+        let give_up = Instant::now() + FETCH_PATIENCE;
+        let mut backoff = Backoff::default();
+        loop {
+            match self.obtain().await {
+                Ok(mirror) => {
+                    *self.mirror.lock().await = Some(mirror);
+                    return Ok(());
+                }
+                // A coordinator that is being restarted costs an attempt some seconds and nothing else.
+                Err(error @ SourceError::Git { .. }) if Instant::now() < give_up => {
+                    tracing::warn!(attempt_id = %self.order.attempt, error = %error, "fetching the commit again");
+                    sleep(backoff.next()).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn fill(&self, workspace: &Path, owner: Owner) -> Result<(), SourceError> {
