@@ -39,5 +39,5 @@ leftovers() {
     awk '$2 ~ /\/attempts\/att-/ {print "mount " $2}' /proc/mounts
     losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null | awk '/\/attempts\/att-/ {print "loop device " $0}' || true
     pgrep -f 'buildyard (serve|up)' 2>/dev/null | sed 's/^/process /' || true
-    { iptables -S 2>/dev/null | grep -E 'byd-|BUILDYARD' | sed 's/^/firewall rule /'; } || true
+    { iptables-save 2>/dev/null | grep -iE 'byd-|buildyard' | sed 's/^/firewall rule /'; } || true
 }

@@ -48,6 +48,12 @@ pub enum WorkerError {
         "a worker needs root: it mounts workspaces and becomes the users of jobs; start it with sudo or by systemd"
     )]
     NotRoot,
+    /// The users of jobs cannot reach their workspaces.
+    #[error(
+        "the users of jobs cannot pass through {folder}, where this worker keeps their workspaces; allow it with \
+         `chmod o+x {folder}` or choose another --data-dir", folder = .0.display()
+    )]
+    Closed(std::path::PathBuf),
     /// Its data directory cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),

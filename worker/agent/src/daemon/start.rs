@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,9 @@ pub(super) async fn start(config: &WorkerConfig) -> Result<Started, WorkerError>
         return Err(WorkerError::NotRoot);
     }
     let data = DataDir::open(&config.data_dir)?;
+    if let Some(folder) = closed_folder(data.root()) {
+        return Err(WorkerError::Closed(folder));
+    }
     let engine: Arc<dyn Engine> = Arc::new(match &config.engine_socket {
         Some(socket) => DockerEngine::new(socket),
         None => DockerEngine::new(Path::new("/var/run/docker.sock")),
@@ -101,6 +104,15 @@ pub(super) async fn start_with(
     tokio::spawn(host.watch(engine, info, sender));
     let number = data.next_session()?;
     Ok(Started { data, number, client, executor, journal, mirrors, offer })
+}
+
+/// The folder on the way to `path` that the users of jobs may not pass through, if there is one. They check commits out
+/// below it, as themselves.
+fn closed_folder(path: &Path) -> Option<PathBuf> {
+    let closed = |folder: &&Path| {
+        std::fs::metadata(folder).is_ok_and(|found| std::os::unix::fs::MetadataExt::mode(&found) & 0o001 == 0)
+    };
+    path.ancestors().find(closed).map(Path::to_owned)
 }
 
 async fn wait_for_engine(engine: &dyn Engine) -> Result<EngineInfo, WorkerError> {

@@ -165,6 +165,7 @@ async fn leases_reach_init() {
     });
     let leases: Vec<u64> = leases.collect();
     assert!(leases.len() == 2 && leases[0] <= 15_000 && leases[1] > 15_000, "{leases:?}");
+    farm.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -302,6 +303,7 @@ async fn steps_begin_only_with_a_live_lease() {
     };
     let report = farm.run_beside(later).await;
     assert_eq!(report.outcome, Outcome::Passed);
+    farm.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -379,11 +381,13 @@ async fn artifacts_of_a_passed_job_are_kept() {
     let report = farm.run().await;
     assert_eq!(report.outcome, Outcome::Passed);
     assert_eq!(farm.kept(), ["from-source"]);
+    farm.assert_nothing_left().await;
 
     let mut farm = farm!(ending(StepHow::Exit(1), EndWhy::StepFailed { step: 0 }));
     farm.order.spec.artifacts = vec![artifact("from-source", true)];
     farm.run().await;
     assert!(farm.kept().is_empty(), "a failed job keeps nothing");
+    farm.assert_nothing_left().await;
 }
 
 #[tokio::test]
@@ -394,12 +398,14 @@ async fn a_missing_artifact_fails_the_job_that_requires_it() {
     assert_eq!(report.outcome, Outcome::Failed { step: ARTIFACTS_STEP.into(), exit_code: 1 });
     assert_eq!(report.notes, ["artifact `bin`: no file matches out/**"]);
     assert!(farm.notes().iter().any(|note| note.contains("no file matches out/**")));
+    farm.assert_nothing_left().await;
 
     let mut farm = farm!(passing());
     farm.order.spec.artifacts = vec![artifact("out/**", false)];
     let report = farm.run().await;
     assert_eq!(report.outcome, Outcome::Passed);
     assert_eq!(report.notes.len(), 1);
+    farm.assert_nothing_left().await;
 }
 
 #[tokio::test]
