@@ -46,7 +46,7 @@ pub struct TriggerRequest {
     pub key: Option<String>,
 }
 
-/// The runs that a trigger made: one for each pipeline file, in the order of their names.
+/// The runs that a trigger made: one for each pipeline file, `pipeline.toml` first, the others by name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TriggerResponse {
     /// Never empty.
