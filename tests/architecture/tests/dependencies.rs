@@ -94,7 +94,8 @@ fn root() -> PathBuf {
 fn metadata() -> Metadata {
     MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))
-        .other_options(vec!["--locked".into(), "--offline".into()])
+        // Not offline: the crates of other platforms are in the lock file and, on a fresh machine, not yet here.
+        .other_options(vec!["--locked".into()])
         .exec()
         .expect("cargo metadata reads the workspace")
 }
