@@ -159,3 +159,6 @@ impl AsyncWrite for NoStall {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

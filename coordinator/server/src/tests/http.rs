@@ -1,10 +1,13 @@
 //! Requests that are wrong, and answers that say so.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::Request;
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
-use super::support::{Farm, json_request, request};
+use super::support::{Farm, config, json_request, request};
 use crate::routes::{Who, all};
 
 #[tokio::test]
@@ -59,6 +62,27 @@ async fn a_problem_is_a_problem_everywhere() {
         let id = answer.headers["x-request-id"].to_str().unwrap().to_owned();
         assert_eq!(answer.json::<Value>()["request_id"], id, "{path}");
     }
+}
+
+#[tokio::test]
+async fn streams_beyond_the_bound_are_refused_until_one_ends() {
+    let temp = Arc::new(tempfile::tempdir().unwrap());
+    let mut bounded = config(&temp.path().join("data"));
+    bounded.limits.streams = 2;
+    let farm = Farm::with(temp, bounded).await;
+    let stream = || {
+        let mut events = request("GET", "/api/v1/events", &farm.admin, Body::empty());
+        events.headers_mut().insert("accept", "text/event-stream".parse().unwrap());
+        farm.router.clone().oneshot(events)
+    };
+    let (first, second) = (stream().await.unwrap(), stream().await.unwrap());
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
+    let refused = stream().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 503);
+    assert!(refused.headers().contains_key("retry-after"), "{:?}", refused.headers());
+    farm.get("/api/v1/events").await.done();
+    drop(first);
+    assert_eq!(stream().await.unwrap().status().as_u16(), 200);
 }
 
 #[tokio::test]

@@ -120,17 +120,22 @@ async fn uid_0_cannot_pass_for_the_farm() {
 /// comes back and both want in at once.
 #[tokio::test]
 async fn a_crowd_at_the_socket_holds_nothing_up() {
-    let script = "./attacker crowd & i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done";
+    // It prints 5,000 lines, waits to be let go on, and so on: it cannot end before the last kill.
+    let script = "./attacker crowd & i=0; while [ $i -lt 25000 ]; do
+        if [ $((i % 5000)) = 0 ]; then until [ -e go-$((i / 5000)) ]; do sleep 0.02; done; fi
+        echo $i; i=$((i+1)); done";
     for root in [false, true] {
-        let farm = armed(farm!(script));
+        let farm = armed(farm!(script)).file("go-0", Vec::new());
         let farm = if root { farm.run_as_root() } else { farm };
         farm.killed_after(500, false).await;
         for kill in 1..=3 {
-            farm.killed_after(500 + kill * 4_000, true).await;
+            farm.give_file(&format!("go-{kill}"));
+            farm.killed_after(500 + kill * 5_000, true).await;
         }
+        farm.give_file("go-4");
         let report = farm.resume().await;
         assert_eq!(report.outcome, Outcome::Passed);
-        assert_eq!(farm.output().lines().count(), 20_000);
+        assert_eq!(farm.output().lines().count(), 25_000);
     }
 }
 
