@@ -10,9 +10,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Longest expression that is read, in bytes.
+/// Longest expression that is read, in bytes. Holds for what was written and for the form in which it is kept.
 pub const MAX_EXPRESSION_BYTES: usize = 4_096;
-/// Deepest nesting of `!` and brackets that is read.
+/// Deepest nesting of `!` and brackets that is read. Holds for both forms too.
 pub const MAX_DEPTH: usize = 64;
 
 /// What a worker offers.
@@ -214,6 +214,21 @@ impl FromStr for LabelExpr {
     type Err = LabelError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let read = Reader::whole(text)?;
+        // Blanks and brackets of the form that is kept make it longer and deeper than what was written, and what
+        // is kept must be readable: a row that is not keeps the coordinator from starting.
+        match Reader::whole(&read.to_string()) {
+            Ok(_) => Ok(read),
+            Err(LabelError { message, .. }) => {
+                let message = format!("{message} once blanks and brackets are written out");
+                Err(LabelError { message, offset: 0 })
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    fn whole(text: &str) -> Result<LabelExpr, LabelError> {
         let mut reader = Reader { text, at: 0, depth: 0 };
         if text.len() > MAX_EXPRESSION_BYTES {
             return reader.fail(format!("longer than {MAX_EXPRESSION_BYTES} bytes"));
@@ -291,6 +306,19 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_kept_in_a_form_that_cannot_be_read_is_refused() {
+        let many = vec!["os=linux"; 400].join("||");
+        assert!(many.len() <= MAX_EXPRESSION_BYTES);
+        let deep = (0..MAX_DEPTH - 1).fold("a".to_owned(), |inner, _| format!("(b && {inner} || c)"));
+        for (text, said) in [(many, "longer than"), (deep, "nested deeper than")] {
+            let error = text.parse::<LabelExpr>().unwrap_err();
+            assert!(error.message.starts_with(said), "{error}");
+        }
+        let just_fits = vec!["os=linux"; 341].join("||").parse::<LabelExpr>().unwrap();
+        assert_eq!(just_fits.to_string().parse(), Ok(just_fits));
+    }
+
+    #[test]
     fn what_is_missing_is_named_part_by_part() {
         let expr: LabelExpr = "os=linux && arch=arm64 && big".parse().unwrap();
         let missing: Vec<String> = worker().missing(&expr).iter().map(ToString::to_string).collect();
@@ -315,6 +343,17 @@ mod tests {
         #[test]
         fn an_expression_reads_back_what_it_writes(expr in expressions()) {
             prop_assert_eq!(expr.to_string().parse::<LabelExpr>(), Ok(expr));
+        }
+
+        #[test]
+        fn what_was_read_reads_back_from_its_json(
+            parts in proptest::collection::vec("[!(]{0,3}[ab](=x)?[)]{0,3}(&&|[|][|])", 1..1_400)
+        ) {
+            let text = parts.concat();
+            if let Ok(expr) = text.trim_end_matches(['&', '|']).parse::<LabelExpr>() {
+                let json = serde_json::to_string(&expr).unwrap();
+                prop_assert_eq!(serde_json::from_str::<LabelExpr>(&json).unwrap(), expr);
+            }
         }
 
         #[test]
