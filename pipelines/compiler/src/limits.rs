@@ -20,6 +20,9 @@ pub(crate) const MAX_SHOWN_WORD: usize = 64;
 
 /// Most jobs of one pipeline. The scheduler keeps each in memory until its run ends.
 pub const MAX_JOBS: usize = 1_000;
+/// Largest sum of the jobs of one pipeline, as JSON. Each job gets its own copy of `[defaults]`, so that a file of
+/// 100 KiB could become 64 MiB in the database, in the scheduler's memory and in every answer about the run.
+pub const MAX_PIPELINE_BYTES: usize = 8 * 1024 * 1024;
 /// Most steps of one job.
 pub const MAX_STEPS: usize = 200;
 /// Most jobs that one job may need.

@@ -8,7 +8,7 @@ use crate::document::{self, Entry, Value};
 use crate::files::stem;
 use crate::graph;
 use crate::job::{ReadJob, Settings};
-use crate::limits::{MAX_FILE_BYTES, MAX_JOBS};
+use crate::limits::{MAX_FILE_BYTES, MAX_JOBS, MAX_PIPELINE_BYTES};
 use crate::names::fault_of_name;
 use crate::problem::{Code, Problem, Problems, Source, Span, quote};
 use crate::reader::{Reader, Surroundings};
@@ -132,7 +132,33 @@ impl<'s> Reader<'s> {
                 (format!("a pipeline has at most {MAX_JOBS} jobs"), Some("split it into several".to_owned()))
             });
         }
-        table.entries.iter().take(MAX_JOBS).filter_map(|entry| self.job_entry(entry, defaults)).collect()
+        let mut jobs = Vec::new();
+        let mut room = MAX_PIPELINE_BYTES;
+        for entry in table.entries.iter().take(MAX_JOBS) {
+            let Some(job) = self.job_entry(entry, defaults) else { continue };
+            match room.checked_sub(stored_size(&job.spec)) {
+                Some(left) => room = left,
+                // The jobs behind it are not even read, and so nothing can be said of needs either.
+                None => {
+                    self.too_large(entry);
+                    return Vec::new();
+                }
+            }
+            jobs.push(job);
+        }
+        jobs
+    }
+
+    fn too_large(&mut self, entry: &Entry) {
+        self.report(entry.key_span, Code::PipelineTooLarge, |_| {
+            let message = format!(
+                "with job {} the pipeline's jobs take more than {MAX_PIPELINE_BYTES} bytes, what `[defaults]` \
+                 gives to each of them included",
+                quote(&entry.key)
+            );
+            let help = "move large variables from `[defaults]` to the jobs that need them, or into a file".to_owned();
+            (message, Some(help))
+        });
     }
 
     fn job_entry(&mut self, entry: &'s Entry, defaults: &Settings) -> Option<ReadJob> {
@@ -148,4 +174,21 @@ impl<'s> Reader<'s> {
         }
         None
     }
+}
+
+/// The bytes of a job as JSON, which is how it is stored and sent.
+fn stored_size(job: &JobSpec) -> usize {
+    struct Counter(usize);
+    impl std::io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    // Names, numbers and texts always become JSON; were they not to, the job could not be stored either.
+    serde_json::to_writer(&mut counter, job).map_or(usize::MAX, |()| counter.0)
 }

@@ -52,6 +52,8 @@ macro_rules! codes {
 codes! {
     /// The file is larger than 1 MiB.
     FileTooLarge = "file-too-large",
+    /// The jobs together, each with its share of `[defaults]`, are larger than is kept.
+    PipelineTooLarge = "pipeline-too-large",
     /// The file holds bytes that are no UTF-8.
     NotUtf8 = "not-utf8",
     /// The file has more parts, or nests deeper, than is read.
@@ -262,7 +264,8 @@ impl<'t> Source<'t> {
         let from = text.floor_char_boundary(span.start - self.line_starts[line - 1]);
         let to = text.floor_char_boundary(span.end.max(span.start) - self.line_starts[line - 1]).max(from);
         let column = text[..from].chars().count() + 1;
-        let length = text[from..to].chars().count().max(1);
+        // A word may be as long as the file, and whoever shows it prints one `^` for each character.
+        let length = text[from..to].chars().take(MAX_SHOWN_LINE).count().max(1);
         let shown = if column + length <= MAX_SHOWN_LINE {
             harmless(&text.chars().take(MAX_SHOWN_LINE).collect::<String>())
         } else {

@@ -47,7 +47,7 @@ fn no_file_is_forgotten() {
 }
 
 /// Codes whose input is no readable file of a few lines; `tests/limits.rs` has them.
-const ELSEWHERE: [Code; 3] = [Code::FileTooLarge, Code::TooMany, Code::MoreMistakes];
+const ELSEWHERE: [Code; 4] = [Code::FileTooLarge, Code::PipelineTooLarge, Code::TooMany, Code::MoreMistakes];
 
 #[test]
 fn every_code_has_a_case() {

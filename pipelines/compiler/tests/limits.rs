@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use buildyard_pipelines::limits::{
     MAX_ARTIFACTS, MAX_DIAGNOSTICS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_FILE_BYTES, MAX_GLOBS, MAX_JOBS,
-    MAX_NEEDS, MAX_SCRIPT_BYTES, MAX_STEPS,
+    MAX_NEEDS, MAX_PIPELINE_BYTES, MAX_SCRIPT_BYTES, MAX_STEPS,
 };
 use buildyard_pipelines::{compile, order, understand};
 use buildyard_types::job::Diagnostic;
@@ -96,7 +96,7 @@ fn lengths_are_bounded() {
     }
 }
 
-/// Files that are made to cost much. Each is answered; how fast, `tests/bench` says.
+/// Files that are made to cost much. Each is answered, and in words that somebody can read.
 #[test]
 fn bombs_are_refused_with_a_place() {
     let near = MAX_FILE_BYTES - 200;
@@ -126,6 +126,8 @@ fn bombs_are_refused_with_a_place() {
         ),
         ("carriage returns", "\r".repeat(near)),
         ("nothing but dots", ".".repeat(near)),
+        ("one bare key", format!("{}=1", "a".repeat(near))),
+        ("one bare table", format!("[{}]", "a".repeat(near))),
     ];
     for (what, bomb) in bombs {
         let said = mistakes(&bomb);
@@ -135,6 +137,29 @@ fn bombs_are_refused_with_a_place() {
         let shown: usize = said.iter().map(|diagnostic| diagnostic.to_string().len()).sum();
         assert!(shown < 500_000, "{what}: {shown} bytes of diagnostics");
     }
+}
+
+#[test]
+fn defaults_that_are_copied_into_many_jobs_are_bounded_together() {
+    let file = |jobs| {
+        let value = "x".repeat(MAX_ENV_BYTES - 1);
+        let jobs = repeated(jobs, |n| format!("[jobs.j{n}]\nrun = \"make\"\n"));
+        format!("{HEAD}env = {{ V = \"{value}\" }}\n{jobs}")
+    };
+    let pipeline =
+        compile("pipeline.toml", file(100).as_bytes()).expect("100 copies are well below the bound");
+    assert!(serde_json::to_vec(&pipeline).expect("it is JSON").len() <= MAX_PIPELINE_BYTES);
+    let refused = understand("pipeline.toml", file(MAX_JOBS).as_bytes());
+    let codes: Vec<&str> = refused.diagnostics.iter().map(|diagnostic| diagnostic.code.as_str()).collect();
+    assert_eq!(codes, ["pipeline-too-large"]);
+    assert!(refused.diagnostics[0].line > 0);
+    assert_eq!(refused.pipeline.jobs, [], "what is refused takes no memory");
+}
+
+#[test]
+fn labels_that_could_not_be_read_back_are_a_diagnostic() {
+    let labels = vec!["os=linux"; 400].join("||");
+    assert_eq!(codes(&format!("{HEAD}[jobs.a]\nrun = \"make\"\nlabels = \"{labels}\"\n")), ["bad-labels"]);
 }
 
 #[test]

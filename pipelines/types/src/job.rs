@@ -143,7 +143,7 @@ pub struct Diagnostic {
     pub line: u32,
     /// Counted in characters from 1.
     pub column: u32,
-    /// How many characters of that line are meant; at least 1 when a line is named.
+    /// How many characters of that line are meant; at least 1 when a line is named, and bounded by the compiler.
     pub length: u32,
     /// The text of that line; empty where it is too long to be shown.
     pub source: String,
@@ -165,7 +165,8 @@ impl std::fmt::Display for Diagnostic {
             let gutter = self.line.to_string().len();
             let blank = " ".repeat(gutter);
             write!(f, "\n{blank}--> {}:{}:{}", self.file, self.line, self.column)?;
-            if !self.source.is_empty() || self.column == 1 {
+            // An empty line is shown, one that was too long is not: underlining it would be an empty gesture.
+            if !self.source.is_empty() || (self.column == 1 && self.length == 1) {
                 write!(f, "\n{blank} |\n{} | {}", self.line, self.source)?;
                 let indent: String = self
                     .source
