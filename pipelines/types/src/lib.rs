@@ -5,6 +5,7 @@
 //! `buildyard-session` (a worker) and `buildyard-pipelines` (a pipeline file).
 
 pub mod api;
+pub mod bounds;
 pub mod id;
 pub mod job;
 pub mod label;

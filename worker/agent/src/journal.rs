@@ -86,6 +86,9 @@ impl Journal {
             })?;
             journal.take(change, line.len() as u64);
         }
+        // Ends are held cut down, so that what is held may be shorter than its lines.
+        journal.live =
+            journal.entries.values().cloned().flat_map(lines_of).map(|line| line.len() as u64).sum();
         if whole < bytes.len() {
             journal.file.set_len(whole as u64).map_err(fail("cut"))?;
             journal.file.sync_all().map_err(fail("sync"))?;
@@ -148,8 +151,10 @@ impl Journal {
                 let attempt = order.attempt;
                 self.entries.insert(attempt, JournalEntry { order: *order, ended: None });
             }
-            Change::Ended { attempt, report } => {
+            Change::Ended { attempt, mut report } => {
                 self.live += length;
+                // An earlier version kept them as long as the job liked.
+                report.cut_down();
                 if let Some(entry) = self.entries.get_mut(&attempt) {
                     entry.ended = Some(*report);
                 }
@@ -218,6 +223,25 @@ mod tests {
         let two = JournalEntry { order: order(attempt(2)), ended: Some(report(Outcome::Passed)) };
         assert_eq!(entries, [one, two]);
         assert!(again.holds(attempt(1)) && !again.holds(attempt(3)));
+    }
+
+    #[test]
+    fn an_endless_end_of_an_earlier_version_is_held_cut_down() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("journal");
+        let mut journal = Journal::open(&path).unwrap();
+        journal.begin(&order(attempt(1))).unwrap();
+        let mut endless = report(Outcome::Passed);
+        endless.notes = vec!["n".repeat(32 * 1024); 500];
+        journal.end(attempt(1), &endless).unwrap();
+
+        let mut again = Journal::open(&path).unwrap();
+        let entry = again.entries().next().unwrap().clone();
+        let size: usize = lines_of(entry).iter().map(Vec::len).sum();
+        assert!(size < 32 * 1024, "{size}");
+        assert_eq!(again.live, size as u64);
+        again.forget(attempt(1)).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() < COMPACT_BYTES, "and its line goes");
     }
 
     #[test]

@@ -3,12 +3,11 @@
 //! What is about the worker itself is refused when it is out of bounds. What is about an attempt's end is cut
 //! down instead: refusing it would keep the attempt alive for ever.
 
+use buildyard_types::bounds::{MAX_TEXT_CHARS, cut};
 use buildyard_types::label::is_name;
-use buildyard_types::outcome::TimeLimit;
 use buildyard_types::worker::{
-    ArtifactManifest, AttemptProgress, AttemptReport, EndReport, Offer, PROTOCOL, SyncRequest,
+    ArtifactManifest, AttemptProgress, AttemptReport, Offer, PROTOCOL, SyncRequest,
 };
-use buildyard_types::{ByteSize, Outcome};
 
 use crate::blobs::is_sha256;
 use crate::error::{ApiError, ApiResult, Code};
@@ -17,10 +16,6 @@ const MAX_FACTS: usize = 64;
 const MAX_CAPABILITIES: usize = 64;
 const MAX_IMAGES: usize = 500;
 const MAX_IMAGE_BYTES: usize = 512;
-const MAX_TEXT_CHARS: usize = 1_000;
-const MAX_NAME_CHARS: usize = 200;
-const MAX_NOTES: usize = 50;
-const MAX_STEPS: usize = 1_000;
 /// More than any host runs at once, with those that wait to be forgotten.
 const MAX_ATTEMPTS: usize = 10_000;
 const MAX_SLOTS: u32 = 10_000;
@@ -84,47 +79,7 @@ pub(crate) fn sync(request: &mut SyncRequest) -> ApiResult<()> {
 fn report(report: &mut AttemptReport) {
     match &mut report.state {
         AttemptProgress::Preparing | AttemptProgress::Running { .. } | AttemptProgress::Stopping => {}
-        AttemptProgress::Ended { report, removed: _ } => end(report),
-    }
-}
-
-fn end(report: &mut EndReport) {
-    outcome(&mut report.outcome);
-    report.steps.truncate(MAX_STEPS);
-    report.steps.iter_mut().for_each(|step| cut(&mut step.name, MAX_NAME_CHARS));
-    report.notes.truncate(MAX_NOTES);
-    report.notes.iter_mut().for_each(|note| cut(note, MAX_TEXT_CHARS));
-    if let Some(digest) = &mut report.image_digest {
-        cut(digest, MAX_NAME_CHARS);
-    }
-}
-
-fn outcome(outcome: &mut Outcome) {
-    match outcome {
-        Outcome::Passed => {}
-        Outcome::Failed { step, exit_code: _ } => cut(step, MAX_NAME_CHARS),
-        Outcome::TimedOut { limit, after_ms: _ } => match limit {
-            TimeLimit::Step { step } => cut(step, MAX_NAME_CHARS),
-            TimeLimit::Job | TimeLimit::Queue => {}
-        },
-        Outcome::OutOfMemory { step, limit: ByteSize(_) }
-        | Outcome::DiskQuota { step, limit: ByteSize(_) }
-        | Outcome::LogCap { step, limit: ByteSize(_) } => {
-            if let Some(step) = step {
-                cut(step, MAX_NAME_CHARS);
-            }
-        }
-        Outcome::Cancelled { by } => cut(by, MAX_TEXT_CHARS),
-        Outcome::Skipped { reason } | Outcome::Refused { reason } => cut(reason, MAX_TEXT_CHARS),
-        Outcome::Infra { cause: _, detail } => cut(detail, MAX_TEXT_CHARS),
-    }
-}
-
-/// Cuts a text down, and takes out what would steer a terminal or a page.
-fn cut(text: &mut String, chars: usize) {
-    let hostile = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if text.chars().nth(chars).is_some() || text.contains(hostile) {
-        *text = text.chars().take(chars).map(|c| if hostile(c) { '\u{fffd}' } else { c }).collect();
+        AttemptProgress::Ended { report, removed: _ } => report.cut_down(),
     }
 }
 
@@ -174,8 +129,8 @@ fn is_inside(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use buildyard_types::Millis;
-    use buildyard_types::worker::{ArtifactFile, Usage};
+    use buildyard_types::worker::{ArtifactFile, EndReport, Usage};
+    use buildyard_types::{Fence, Millis, Outcome, RunId};
 
     fn files(paths: &[&str]) -> ArtifactManifest {
         let file = |path: &&str| ArtifactFile {
@@ -213,21 +168,22 @@ mod tests {
 
     #[test]
     fn the_end_of_an_attempt_is_cut_down_not_refused() {
-        let mut report = EndReport {
-            outcome: Outcome::Failed { step: "\x1b[2Jx".repeat(1_000), exit_code: 1 },
+        let end = EndReport {
+            outcome: Outcome::Passed,
             steps: Vec::new(),
             usage: Usage::default(),
             notes: vec!["n".repeat(5_000); 5_000],
             image_digest: None,
         };
-        end(&mut report);
-        assert_eq!(report.notes.len(), MAX_NOTES);
-        assert_eq!(report.notes[0].len(), MAX_TEXT_CHARS);
-        match report.outcome {
-            Outcome::Failed { step, .. } => {
-                assert!(step.chars().count() == MAX_NAME_CHARS && !step.contains('\x1b'), "{step}");
-            }
-            other => panic!("{other}"),
+        let mut said = AttemptReport {
+            attempt: RunId(1).job(0).attempt(1),
+            fence: Fence(1),
+            state: AttemptProgress::Ended { report: Box::new(end), removed: true },
+        };
+        report(&mut said);
+        match said.state {
+            AttemptProgress::Ended { report, .. } => assert_eq!(report.notes[0].len(), MAX_TEXT_CHARS),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod glob;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,8 +27,10 @@ use glob::{PatternError, Patterns, Progress};
 const MAX_DEPTH: usize = 128;
 /// Files and folders that are looked at for one artifact.
 const MAX_ENTRIES: usize = 1_000_000;
-/// Notes about single files; more of them say nothing more.
+/// Notes about single files of one artifact; more of them say nothing more.
 const MAX_NOTES: usize = 10;
+/// Characters of a path that a note shows. A job can make paths of 32 KiB.
+const MAX_SHOWN_CHARS: usize = 200;
 
 /// How much one attempt may keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +157,25 @@ pub fn collect(
     Ok(collection)
 }
 
+/// Notes that a file of an artifact is left out, if there is room for it.
+fn note(notes: &mut Vec<String>, name: &str, what: &str, why: &str) {
+    if notes.len() < MAX_NOTES {
+        notes.push(format!("artifact `{name}`: `{}` is left out: {why}", shortened(what)));
+    }
+}
+
+/// Both ends of a path: where it begins, and the name that it is about.
+fn shortened(path: &str) -> Cow<'_, str> {
+    let chars = path.chars().count();
+    if chars <= MAX_SHOWN_CHARS {
+        return path.into();
+    }
+    let half = MAX_SHOWN_CHARS / 2;
+    let start: String = path.chars().take(half).collect();
+    let end: String = path.chars().skip(chars - half).collect();
+    format!("{start}…{end}").into()
+}
+
 struct Walk<'w> {
     name: &'w str,
     patterns: &'w Patterns,
@@ -172,9 +194,7 @@ impl<'w> Walk<'w> {
     }
 
     fn note(&mut self, what: &str, why: &str) {
-        if self.notes.len() < MAX_NOTES {
-            self.notes.push(format!("artifact `{}`: `{what}` is left out: {why}", self.name));
-        }
+        note(&mut self.notes, self.name, what, why);
     }
 
     fn folder(
@@ -344,6 +364,7 @@ pub async fn keep_all(
 pub async fn keep(collection: &mut Collection, store: &dyn ArtifactStore) -> Result<(), ArtifactError> {
     for (name, keep_ms, files) in &collection.artifacts {
         let mut kept = Vec::with_capacity(files.len());
+        let mut notes = Vec::new();
         for found in files {
             let fail =
                 |source| ArtifactError::Io { name: name.clone(), path: PathBuf::from(&found.path), source };
@@ -352,9 +373,7 @@ pub async fn keep(collection: &mut Collection, store: &dyn ArtifactStore) -> Res
             let (again, mut file) = match opened {
                 Ok(files) => files,
                 Err(error) => {
-                    collection
-                        .notes
-                        .push(format!("artifact `{name}`: `{}` is left out: {error}", found.path));
+                    note(&mut notes, name, &found.path, &error.to_string());
                     continue;
                 }
             };
@@ -363,6 +382,7 @@ pub async fn keep(collection: &mut Collection, store: &dyn ArtifactStore) -> Res
             put_blob(store, name, &sha256, size, &again).await?;
             kept.push(ArtifactFile { path: found.path.clone(), size, sha256, executable: found.executable });
         }
+        collection.notes.extend(notes);
         let manifest = ArtifactManifest { files: kept, keep_ms: *keep_ms };
         let mut backoff = Backoff::default();
         loop {
@@ -497,6 +517,29 @@ mod tests {
         for (path, from) in [("etc/passwd", &collection.root), ("out/pipe", &collection.root)] {
             assert!(open_below(from, path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn notes_about_a_deep_tree_of_links_are_short_and_few() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut at = openat(CWD, temp.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..100 {
+            let name = "d".repeat(250);
+            rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).unwrap();
+            at = openat(&at, name.as_str(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        for number in 0..50 {
+            rustix::fs::symlinkat("/etc/passwd", &at, format!("link{number}")).unwrap();
+        }
+        let specs: Vec<_> = (0..50).map(|number| spec(&format!("a{number}"), &["**"], false)).collect();
+        let collection = collect(temp.path(), &specs, ArtifactLimits::default()).unwrap();
+        assert!(collection.notes[0].contains("ddd…ddd"), "{}", collection.notes[0]);
+        assert!(collection.notes[0].ends_with("is left out: it is a link"), "{}", collection.notes[0]);
+        let mut report = crate::testing::report(buildyard_types::Outcome::Passed);
+        report.notes = collection.notes;
+        assert!(report.notes.iter().map(String::len).sum::<usize>() < 256 * 1024);
+        report.cut_down();
+        assert!(serde_json::to_vec(&report).unwrap().len() < 64 * 1024);
     }
 
     #[test]

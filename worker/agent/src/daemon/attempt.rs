@@ -120,7 +120,9 @@ pub(super) async fn follow(
     };
     match worked {
         Some(Worked::Left(exit)) => return shared.leave(attempt, exit).await,
-        Some(Worked::Ended(report)) => {
+        Some(Worked::Ended(mut report)) => {
+            // It speaks of the job's files, and goes into every call until the coordinator has it on record.
+            report.cut_down();
             tracing::info!(attempt_id = %attempt, outcome = %report.outcome, "an attempt ended");
             let on_record = (*report).clone();
             shared.tell(Event::Ended { attempt, report: *report }).await;
