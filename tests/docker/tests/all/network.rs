@@ -117,6 +117,13 @@ fn uplink() -> Option<String> {
     text.split_whitespace().skip_while(|word| *word != "dev").nth(1).map(str::to_owned)
 }
 
+/// The egress network with its rules.
+async fn closed(ground: &Ground, coordinator: &[SocketAddr]) -> EgressNetwork {
+    let egress = EgressNetwork::ensure(ground.engine(), &ground.name()).await.expect("egress");
+    egress.set_rules(coordinator).await.expect("rules");
+    egress
+}
+
 /// Starts a container, isolates its port, and only then lets it knock at each address once: as an attempt is handed its
 /// job.
 async fn knock(
@@ -176,9 +183,8 @@ async fn an_attempt_reaches_the_world_at_most() {
     let metadata = world.listen(METADATA);
     let host = Counter::on(TcpListener::bind("0.0.0.0:0").expect("bind"));
     let docker = ground.docker();
-    let egress =
-        EgressNetwork::ensure(&*docker, &ground.name(), &[coordinator.address]).await.expect("egress");
-    let again = EgressNetwork::ensure(&*docker, &ground.name(), &[coordinator.address]).await.expect("again");
+    let egress = closed(&ground, &[coordinator.address]).await;
+    let again = closed(&ground, &[coordinator.address]).await;
     assert_eq!(egress, again, "it is found, not made twice");
 
     let (beside, beside_address) = neighbour(&ground, "beside", egress.container_network()).await;
@@ -240,7 +246,7 @@ fn assert_no_rules(ground: &Ground) {
 async fn isolation_holds_without_dockers_own_rule() {
     let Some(ground) = Ground::find().await else { return };
     let docker = ground.docker();
-    let egress = EgressNetwork::ensure(&*docker, &ground.name(), &[]).await.expect("egress");
+    let egress = closed(&ground, &[]).await;
     let bridge = format!("byd-{}", ground.name().short());
     // Whoever changes the host's firewall may do this.
     assert!(run(&format!("iptables -w 10 -I FORWARD -i {bridge} -o {bridge} -j ACCEPT")));
@@ -263,7 +269,7 @@ async fn isolation_holds_without_dockers_own_rule() {
 async fn rules_come_back_and_names_resolve() {
     let Some(ground) = Ground::find().await else { return };
     let docker = ground.docker();
-    let egress = EgressNetwork::ensure(&*docker, &ground.name(), &[]).await.expect("egress");
+    let egress = closed(&ground, &[]).await;
     let bridge = format!("byd-{}", ground.name().short());
     let chain = bridge.to_uppercase();
     // As a firewall does that is reloaded.
@@ -274,8 +280,8 @@ async fn rules_come_back_and_names_resolve() {
     let place = (gateway, host.address.port()).into();
     for (set_again, expected) in [(false, 1), (true, 1)] {
         if set_again {
-            egress.ensure_rules().await.expect("rules");
-            egress.ensure_rules().await.expect("and again");
+            egress.set_rules(&[]).await.expect("rules");
+            egress.set_rules(&[]).await.expect("and again");
         }
         knock(&ground, egress.container_network(), &[place], Some(&egress)).await;
         assert_eq!(host.accepted(), expected, "reached while there were no rules, and not since");

@@ -21,10 +21,11 @@ use buildyard_worker::engine::{ContainerId, Owner};
 use buildyard_worker::executor::{Assignment, Executor, Finished, LogSink, Orders, Source, Supervisor};
 use buildyard_worker::image::Images;
 use buildyard_worker::init_binary;
+use buildyard_worker::network::{Egress, EgressNetwork};
 use buildyard_worker::profile::Policy;
 use buildyard_worker::source::SourceError;
 use buildyard_worker::workspace::Workspaces;
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, watch};
 
 /// What the job printed, and how far init's frames are taken. Outlives a restart of the worker.
 #[derive(Default)]
@@ -137,8 +138,7 @@ impl Farm {
             instance: ground.name(),
             images: Images::open(data.path(), ground.name()).unwrap(),
             workspaces: Workspaces::open(data.path()).await.unwrap(),
-            egress: OnceCell::new(),
-            coordinator: Vec::new(),
+            egress: Egress::new(None),
             host_arch: info.arch,
             policy: Policy { allow_root: true, allow_host_network: false },
             init: init_binary::write_to(data.path()).unwrap(),
@@ -165,6 +165,28 @@ impl Farm {
     pub(crate) fn run_as_root(mut self) -> Self {
         self.order.spec.user = JobUser::Root;
         self
+    }
+
+    /// Lets the job reach the world.
+    pub(crate) fn outwards(mut self) -> Self {
+        self.order.spec.network = NetworkMode::Egress;
+        self
+    }
+
+    /// Its name, which is that of its bridge too.
+    pub(crate) fn bridge(&self) -> String {
+        format!("byd-{}", self.ground.name().short())
+    }
+
+    /// Takes it away, rules and all.
+    pub(crate) async fn remove_network(&self) {
+        EgressNetwork::remove(self.engine(), &self.ground.name()).await.unwrap();
+    }
+
+    /// The next attempt at the same job.
+    pub(crate) fn next_attempt(&mut self) {
+        self.order.attempt.number.0 += 1;
+        self.log = SharedLog::default();
     }
 
     /// Puts an empty file beside the running job.

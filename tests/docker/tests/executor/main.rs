@@ -7,4 +7,5 @@
 mod attacks;
 mod endings;
 mod farm;
+mod outwards;
 mod restart;

@@ -2,14 +2,13 @@
 //! belongs to nobody.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use buildyard_types::label::is_name;
 use buildyard_types::worker::{EnrolRequest, Offer, PROTOCOL};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::WorkerError;
@@ -27,6 +26,7 @@ use crate::executor::outcome::in_one_sentence;
 use crate::image::Images;
 use crate::init_binary;
 use crate::journal::Journal;
+use crate::network::Egress;
 use crate::source::Mirrors;
 use crate::workspace::Workspaces;
 
@@ -88,8 +88,7 @@ pub(super) async fn start_with(
         engine: engine.clone(),
         instance,
         workspaces,
-        egress: OnceCell::new(),
-        coordinator: addresses(&config.coordinator).await,
+        egress: Egress::new(Some(&config.coordinator)),
         host_arch: info.arch.clone(),
         policy: config.policy,
         init: init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?,
@@ -160,24 +159,6 @@ fn name(wanted: &str) -> String {
     if is_name(&name) { name } else { "worker".to_owned() }
 }
 
-/// The addresses of the coordinator, which attempts must not reach. One that cannot be looked up now is looked up
-/// by its calls; the host's own addresses are closed in any case.
-async fn addresses(url: &str) -> Vec<SocketAddr> {
-    let host = url.strip_prefix("http://").unwrap_or(url);
-    let host = if host.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) {
-        host.to_owned()
-    } else {
-        format!("{host}:80")
-    };
-    match tokio::net::lookup_host(&host).await {
-        Ok(found) => found.collect(),
-        Err(error) => {
-            tracing::warn!(%host, error = %error, "the coordinator's address is not known yet");
-            Vec::new()
-        }
-    }
-}
-
 /// Removes what carries this worker's label or lies in its directory and is in no journal.
 async fn sweep(executor: &Executor, journal: &Journal, data: &DataDir) -> Result<(), WorkerError> {
     let known: BTreeSet<_> = journal.entries().map(|entry| entry.order.attempt).collect();
@@ -216,11 +197,5 @@ mod tests {
             assert_eq!(name(wanted), expected);
         }
         assert_eq!(name(&"x".repeat(100)).len(), 64);
-    }
-
-    #[tokio::test]
-    async fn a_coordinator_without_a_port_listens_on_80() {
-        assert_eq!(addresses("http://127.0.0.1").await, ["127.0.0.1:80".parse().unwrap()]);
-        assert_eq!(addresses("http://127.0.0.1:7317").await, ["127.0.0.1:7317".parse().unwrap()]);
     }
 }

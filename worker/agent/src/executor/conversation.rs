@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use buildyard_init::protocol::{Frame, FromInit, Hello, Job, ProtocolError, Stream, ToInit, VERSION};
+use buildyard_types::job::NetworkMode;
 use buildyard_types::log::{Record, RecordKind};
 use buildyard_types::worker::AttemptOrder;
 use buildyard_types::{Millis, Timestamp};
@@ -19,6 +20,7 @@ use super::prepare::{CONNECT_LIMIT, takes_job};
 use super::{Assignment, Container, Executor, GRACE, LogSink, Orders, Supervisor, note};
 use crate::channel::{Connection, Listener};
 use crate::config::OnExit;
+use crate::network::HOLD_EVERY;
 use crate::workspace::{DiskWatch, RootUsage, Workspace};
 
 /// Time from a kill by init to one by the engine: init needs milliseconds for it.
@@ -83,6 +85,7 @@ enum Wake {
     Orders,
     Deadline,
     DiskOver,
+    NetworkOpen,
     Read(io::Result<bool>),
     Connected(io::Result<Connection>),
     Ended(Ending),
@@ -172,6 +175,7 @@ impl<'c> Conversation<'c> {
         let id = self.container.details.id.clone();
         let mut waiting: Pin<Box<dyn Future<Output = Ending> + Send + '_>> = Box::pin(executor.wait(&id));
         let mut disk = Box::pin(watch_disk(self.disk_watch()));
+        let mut network = Box::pin(watch_network(executor, self.order.spec.network));
         let mut ended: Option<Ending> = None;
         self.orders.mark_changed();
         if !self.story.steps().is_empty() {
@@ -195,6 +199,7 @@ impl<'c> Conversation<'c> {
                 () = tokio::time::sleep_until(deadline) => Wake::Deadline,
                 ending = &mut waiting, if ended.is_none() => Wake::Ended(ending),
                 () = &mut disk, if self.reason.is_none() => Wake::DiskOver,
+                () = &mut network, if self.reason.is_none() => Wake::NetworkOpen,
                 read = fill(&mut self.connection) => Wake::Read(read),
                 connected = accept(&mut self.container.listener, self.container.pid), if ended.is_none() => {
                     Wake::Connected(connected)
@@ -207,6 +212,7 @@ impl<'c> Conversation<'c> {
                     self.drain_by = Some(Instant::now() + DRAIN_LIMIT);
                 }
                 Wake::DiskOver => self.stop(Reason::Disk, Millis(0)),
+                Wake::NetworkOpen => self.stop(Reason::Network, Millis(0)),
                 Wake::Deadline => self.deadline_passed().await,
                 Wake::Orders => {
                     if let Some(exit) = self.take_orders() {
@@ -544,6 +550,22 @@ async fn fill(connection: &mut Option<Connection>) -> io::Result<bool> {
 
 async fn accept(listener: &mut Listener, pid: u32) -> io::Result<Connection> {
     listener.accept(pid).await
+}
+
+/// Returns when the job has a way outwards that cannot be kept closed towards the farm.
+async fn watch_network(executor: &Executor, network: NetworkMode) {
+    match network {
+        NetworkMode::Egress => {}
+        NetworkMode::None | NetworkMode::Host => return std::future::pending().await,
+    }
+    loop {
+        if let Err(error) = executor.egress.hold(&*executor.engine, &executor.instance).await {
+            let error = outcome::in_one_sentence(&error);
+            tracing::error!(error, "the network of jobs cannot be kept closed towards the farm");
+            return;
+        }
+        sleep(HOLD_EVERY).await;
+    }
 }
 
 /// Returns when the job has written more than it may where nothing else stops it.

@@ -20,7 +20,6 @@ mod remove;
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ use buildyard_init::protocol::Job;
 use buildyard_types::log::{Record, RecordKind};
 use buildyard_types::worker::{AttemptOrder, EndReport, StopCause, Usage};
 use buildyard_types::{AttemptId, ByteSize, Millis, Outcome, Timestamp};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::{self, ArtifactLimits};
@@ -40,7 +39,7 @@ use crate::clock::Clock;
 use crate::config::OnExit;
 use crate::engine::{ContainerDetails, Engine, Instance, Owner};
 use crate::image::Images;
-use crate::network::EgressNetwork;
+use crate::network::Egress;
 use crate::profile::Policy;
 use crate::source::SourceError;
 use crate::workspace::{Workspace, Workspaces};
@@ -118,9 +117,7 @@ pub struct Executor {
     /// Where workspaces are made.
     pub workspaces: Workspaces,
     /// The way outwards, made when the first job wants it.
-    pub egress: OnceCell<EgressNetwork>,
-    /// Where attempts must not get to.
-    pub coordinator: Vec<SocketAddr>,
+    pub egress: Egress,
     /// Architecture of the engine.
     pub host_arch: String,
     /// What jobs may do beyond the ordinary.

@@ -38,11 +38,13 @@ pub enum Reason {
     WorkerDisk,
     /// init did not end the job at its time limit.
     Overdue,
+    /// The job's network could not be kept closed towards the farm.
+    Network,
 }
 
 impl Reason {
-    const ALL: [Reason; 5] =
-        [Reason::Ordered, Reason::LogCap, Reason::Disk, Reason::WorkerDisk, Reason::Overdue];
+    const ALL: [Reason; 6] =
+        [Reason::Ordered, Reason::LogCap, Reason::Disk, Reason::WorkerDisk, Reason::Overdue, Reason::Network];
 
     /// The number in init's frames.
     pub fn code(self) -> u8 {
@@ -52,6 +54,7 @@ impl Reason {
             Reason::Disk => 3,
             Reason::WorkerDisk => 4,
             Reason::Overdue => 5,
+            Reason::Network => 6,
         }
     }
 
@@ -270,6 +273,11 @@ fn by_reason(seen: &Seen<'_>, reason: Reason) -> Outcome {
             infra(InfraCause::WorkerDisk, "the worker could not write the job's log to its disk".to_owned())
         }
         Reason::Overdue => seen.job_timed_out(),
+        Reason::Network => infra(
+            InfraCause::Worker,
+            "the rules that keep the job's network away from the farm were gone and could not be set again"
+                .to_owned(),
+        ),
     }
 }
 

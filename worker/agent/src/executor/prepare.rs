@@ -17,7 +17,7 @@ use super::files::{AttemptFiles, Handed};
 use super::outcome::PrepareError;
 use super::{Assignment, Container, Executor, GRACE};
 use crate::channel::Listener;
-use crate::engine::{ContainerDetails, ContainerId, ContainerNetwork, ContainerState, Mount};
+use crate::engine::{ContainerDetails, ContainerId, ContainerSpec, ContainerState, Mount};
 use crate::image::ImageFacts;
 use crate::network::EgressNetwork;
 use crate::profile::{self, Parts, Profile};
@@ -143,36 +143,24 @@ impl Executor {
     ) -> Result<(Listener, ContainerDetails, u32), PrepareError> {
         let control = files.control();
         let listener = Listener::bind(&control).map_err(io_error("listen in", &control))?;
-        let egress = match order.spec.network {
-            NetworkMode::Egress => Some(self.egress().await?),
-            NetworkMode::None | NetworkMode::Host => None,
-        };
         let mut mounts = workspace.mounts();
         let read_only =
             |source: PathBuf, target: &str| Mount { source, target: target.into(), read_only: true };
         mounts.push(read_only(self.init.clone(), INIT));
         mounts.push(read_only(control, CONTROL));
-        let spec = profile::container(
-            profile,
-            facts,
-            Parts {
-                instance: &self.instance,
-                name: self.container_name(order.attempt),
-                resources: &order.spec.resources,
-                entrypoint: vec![INIT.to_owned(), format!("{CONTROL}/{SOCKET_NAME}")],
-                mounts,
-                egress: egress.map_or(ContainerNetwork::None, EgressNetwork::container_network),
-            },
-        );
-        let engine = self.engine.clone();
-        let details = unbroken(tracker, async move {
-            let id = engine.create(&spec).await?;
-            engine.start(&id).await
-        });
-        let details = details.await?;
-        if let Some(egress) = egress {
-            egress.isolate().await?;
-        }
+        let parts = Parts {
+            instance: &self.instance,
+            name: self.container_name(order.attempt),
+            resources: &order.spec.resources,
+            entrypoint: vec![INIT.to_owned(), format!("{CONTROL}/{SOCKET_NAME}")],
+            mounts,
+            egress: EgressNetwork::container_network_of(&self.instance),
+        };
+        let spec = profile::container(profile, facts, parts);
+        let details = match order.spec.network {
+            NetworkMode::Egress => self.start_outwards(spec, tracker).await?,
+            NetworkMode::None | NetworkMode::Host => self.create_and_start(spec, tracker).await?,
+        };
         match &details.state {
             ContainerState::Running { pid, .. } => {
                 let pid = *pid;
@@ -188,9 +176,46 @@ impl Executor {
         }
     }
 
-    async fn egress(&self) -> Result<&EgressNetwork, PrepareError> {
-        let make = || EgressNetwork::ensure(&*self.engine, &self.instance, &self.coordinator);
-        Ok(self.egress.get_or_try_init(make).await?)
+    async fn create_and_start(
+        &self,
+        spec: ContainerSpec,
+        tracker: &TaskTracker,
+    ) -> Result<ContainerDetails, PrepareError> {
+        let engine = self.engine.clone();
+        let started = unbroken(tracker, async move {
+            let id = engine.create(&spec).await?;
+            engine.start(&id).await
+        });
+        Ok(started.await?)
+    }
+
+    /// A container with a way outwards. The rules are set again meanwhile: its init does nothing until it gets a job.
+    async fn start_outwards(
+        &self,
+        spec: ContainerSpec,
+        tracker: &TaskTracker,
+    ) -> Result<ContainerDetails, PrepareError> {
+        let mut again = false;
+        loop {
+            let network = self.egress.network(&*self.engine, &self.instance).await?;
+            let start = self.create_and_start(spec.clone(), tracker);
+            let close = async { self.egress.close(&network).await.map_err(PrepareError::Network) };
+            let (started, closed) = tokio::join!(start, close);
+            match started {
+                // Somebody cleaned up the networks that no container is on.
+                Err(PrepareError::Engine(error)) if error.is_not_found() && !again => {
+                    again = true;
+                    self.engine.remove(&ContainerId(spec.name.clone())).await?;
+                    self.egress.forget().await;
+                }
+                started => {
+                    let details = started?;
+                    closed?;
+                    network.isolate().await?;
+                    return Ok(details);
+                }
+            }
+        }
     }
 
     /// Waits until the steps may begin, and notes that they are about to.

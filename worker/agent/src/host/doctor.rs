@@ -308,7 +308,7 @@ fn disk(name: &'static str, folder: &Path) -> Check {
         }
     };
     let found = format!("{} free at {shown}", buildyard_types::size::rounded(room.free.0));
-    let remedy = "docker system prune, or a larger disk";
+    let remedy = "docker image prune, or a larger disk";
     match room.free {
         free if free < DISK_FAIL => bad(name, Level::Fail, found, remedy),
         free if free < DISK_WARN => bad(name, Level::Warn, found, remedy),

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use buildyard_types::log::{HEADER_BYTES, Record};
 use buildyard_types::worker::{AttemptOrder, EndReport, SourceRef, StopCause};
 use buildyard_types::{ByteSize, Fence, JobSpec, RunId, Timestamp};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 
 use crate::cgroup::MemoryCounters;
 use crate::client::ArtifactStore;
@@ -28,7 +28,7 @@ use crate::executor::outcome::in_one_sentence;
 use crate::executor::{Assignment, Executor, Finished, GRACE, LogSink, Orders, Supervisor};
 use crate::image::Images;
 use crate::init_binary;
-use crate::network::EgressNetwork;
+use crate::network::{Egress, EgressNetwork};
 use crate::profile::Policy;
 use crate::workspace::Workspaces;
 pub use copy::{Checkout, CheckoutError};
@@ -131,9 +131,8 @@ impl LocalRunner {
             engine,
             instance,
             workspaces: Workspaces::open(data.root()).await.map_err(setup("make workspaces"))?,
-            egress: OnceCell::new(),
-            // There is none: the job's own network rules still keep it from this host.
-            coordinator: Vec::new(),
+            // There is no coordinator: the job's own network rules still keep it from this host.
+            egress: Egress::new(None),
             host_arch: info.arch,
             policy: config.policy,
             init: init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?,
@@ -197,7 +196,7 @@ impl LocalRunner {
 
     /// Takes away what all jobs shared: the network, and the folder of this run.
     pub async fn close(self) {
-        if self.executor.egress.initialized()
+        if self.executor.egress.is_made().await
             && let Err(error) = EgressNetwork::remove(&*self.executor.engine, &self.executor.instance).await
         {
             tracing::warn!(error = %in_one_sentence(&error), "the network stays");

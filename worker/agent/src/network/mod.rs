@@ -14,7 +14,11 @@
 //! The rules sit in a chain of their own in the `raw` table: it is passed before any other, so that no rule of a host's
 //! firewall comes before them and no forwarded port has been translated yet. Names are resolved all the same: Docker's
 //! resolver is inside the container, and the name servers of the host stay open on port 53 wherever they are.
+//!
+//! Others change a host's firewall too, and a reload of theirs takes our rules along. So they are set before each start
+//! and every few seconds while jobs run; where that fails nothing is started and what runs is stopped: see [`Egress`].
 
+mod egress;
 mod rules;
 mod subnet;
 
@@ -22,6 +26,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::engine::{ContainerNetwork, Engine, EngineError, Instance, NetworkInfo, NetworkSpec};
+pub use egress::{Egress, HOLD_EVERY};
 use rules::Rules;
 
 /// Subnets that are tried before giving up.
@@ -40,6 +45,17 @@ pub enum NetworkError {
         command: String,
         /// What it said.
         message: String,
+    },
+    /// It is not known what to close.
+    #[error(
+        "the coordinator's address `{host}` is not known, so that jobs could not be kept from it; no job gets a network: \
+         {why}"
+    )]
+    Coordinator {
+        /// Host and port.
+        host: String,
+        /// What the look-up said.
+        why: String,
     },
     /// A port of the bridge could not be cut off from its neighbours.
     #[error("`{port}` could not be cut off from its neighbours")]
@@ -80,7 +96,6 @@ pub enum NetworkError {
 pub struct EgressNetwork {
     bridge: String,
     subnet: String,
-    rules: Rules,
 }
 
 /// Name of the bridge and of the engine's network.
@@ -89,38 +104,37 @@ fn bridge_of(instance: &Instance) -> String {
 }
 
 impl EgressNetwork {
-    /// Makes the bridge and its rules, or finds them. `coordinator` lists the addresses of the coordinator, which
-    /// attempts must not reach; any address of this host is closed to them anyway.
-    pub async fn ensure(
-        engine: &dyn Engine,
-        instance: &Instance,
-        coordinator: &[SocketAddr],
-    ) -> Result<Self, NetworkError> {
+    /// Makes the bridge, or finds it. Its rules are not set by that.
+    pub async fn ensure(engine: &dyn Engine, instance: &Instance) -> Result<Self, NetworkError> {
         let bridge = bridge_of(instance);
         let networks = engine.networks().await?;
         let subnet = match networks.iter().find(|network| network.name == bridge) {
             Some(found) => known_subnet(found, instance)?,
             None => create(engine, instance, &networks).await?,
         };
+        Ok(Self { bridge, subnet })
+    }
+
+    /// Sets the rules, whatever is left of earlier ones. Safe while attempts run. `coordinator` lists the addresses of
+    /// the coordinator; any address of this host is closed anyway.
+    pub async fn set_rules(&self, coordinator: &[SocketAddr]) -> Result<(), NetworkError> {
         let rules = Rules {
-            bridge: bridge.clone(),
+            bridge: self.bridge.clone(),
             coordinator: coordinator.to_vec(),
             resolvers: rules::resolvers(),
         };
-        let network = Self { bridge, subnet, rules };
-        network.ensure_rules().await?;
-        Ok(network)
-    }
-
-    /// Sets the rules again, whatever took them away. Safe while attempts run; call it every now and then.
-    pub async fn ensure_rules(&self) -> Result<(), NetworkError> {
-        self.rules.set().await?;
+        rules.set().await?;
         turn_off_ipv6(&self.bridge)
     }
 
     /// What a container of this network asks of the engine.
     pub fn container_network(&self) -> ContainerNetwork {
         ContainerNetwork::Named(self.bridge.clone())
+    }
+
+    /// The same, before the network is there.
+    pub fn container_network_of(instance: &Instance) -> ContainerNetwork {
+        ContainerNetwork::Named(bridge_of(instance))
     }
 
     /// Its subnet: `198.19.7.0/24`.

@@ -115,6 +115,10 @@ fn what_the_worker_did_is_not_the_jobs_failure() {
             "infra (worker disk): the worker could not write the job's log to its disk",
         ),
         (check(stopped(Reason::Overdue), StepHow::Stopped, |_| {}), "timed out: the job ran longer than 30m"),
+        (
+            check(stopped(Reason::Network), StepHow::Stopped, |_| {}),
+            "infra (worker): the rules that keep the job's network away from the farm were gone and could not be set again",
+        ),
         // Killed over init's head: its exit code says nothing.
         (
             check(silent(137, false, false), StepHow::Stopped, |seen| {
