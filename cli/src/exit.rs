@@ -26,7 +26,8 @@ pub(crate) enum Kind {
     Timeout,
     /// The user stopped it.
     Interrupted,
-    /// Nobody reads the output any more.
+    /// Nobody reads the output any more. Ends commands that only print; an answer by exit status outlives it, see
+    /// [`answer`].
     BrokenPipe,
 }
 
@@ -226,9 +227,28 @@ pub(crate) fn by_verdict(verdict: Verdict) -> Result {
     }
 }
 
+/// The end of a command that answers by its exit status. That its reader left while it printed changes nothing
+/// about the answer: `buildyard watch | head -n1` must not end well because the run failed at length.
+pub(crate) fn answer(printed: Result, answer: Result) -> Result {
+    match printed {
+        Err(error) if error.kind != Kind::BrokenPipe => Err(error),
+        Ok(()) | Err(_) => answer,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_who_left_changes_no_answer() {
+        let left = || Err(CliError::silent(Kind::BrokenPipe));
+        let code = |result: Result| result.err().map_or(0, |error| error.kind.code());
+        assert_eq!(code(answer(left(), by_verdict(Verdict::Failed))), 1);
+        assert_eq!(code(answer(left(), by_verdict(Verdict::Passed))), 0);
+        assert_eq!(code(answer(Ok(()), by_verdict(Verdict::Infra))), 5);
+        assert_eq!(code(answer(Err(CliError::farm("disk full")), by_verdict(Verdict::Failed))), 5);
+    }
 
     fn problem(status: u16) -> Problem {
         Problem {

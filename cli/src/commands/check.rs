@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::Context;
 use crate::checkout;
-use crate::exit::{CliError, Result};
+use crate::exit::{self, CliError, Result};
 use crate::output::{self, Tone};
 use crate::pipelines::{self, Compiled};
 use crate::terminal;
@@ -48,12 +48,13 @@ pub(crate) fn run(context: &Context, args: CheckArgs) -> Result {
         let compile = |path: &PathBuf| pipelines::compile_file(path, path.display().to_string());
         args.files.iter().map(compile).collect::<Result<Vec<Compiled>>>()?
     };
-    if context.ui.json() {
-        output::print_json(&compiled.iter().map(as_json).collect::<Vec<_>>())?;
+    let printed = if context.ui.json() {
+        output::print_json(&compiled.iter().map(as_json).collect::<Vec<_>>())
     } else {
-        compiled.iter().try_for_each(|one| show(context, one))?;
-    }
-    if compiled.iter().all(|one| one.result.is_ok()) { Ok(()) } else { Err(CliError::negative()) }
+        compiled.iter().try_for_each(|one| show(context, one))
+    };
+    let is_good = compiled.iter().all(|one| one.result.is_ok());
+    exit::answer(printed, if is_good { Ok(()) } else { Err(CliError::negative()) })
 }
 
 fn as_json(compiled: &Compiled) -> Checked<'_> {

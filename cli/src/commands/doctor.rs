@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::status::count;
 use crate::Context;
-use crate::exit::{CliError, Result};
+use crate::exit::{self, CliError, Result};
 use crate::output::{self, Tone};
 use crate::terminal;
 
@@ -23,13 +23,16 @@ pub(crate) struct DoctorArgs {}
 /// Carries the command out.
 pub(crate) async fn run(context: &Context, _: DoctorArgs) -> Result {
     let checks = examine(Path::new(DEFAULT_SOCKET), &context.settings.data_dir.value).await;
+    let lacks = checks.iter().any(|check| check.level == Level::Fail);
+    exit::answer(tell(context, &checks), if lacks { Err(CliError::negative()) } else { Ok(()) })
+}
+
+fn tell(context: &Context, checks: &[Check]) -> Result {
     if context.ui.json() {
-        output::print_json(&checks)?;
-    } else {
-        checks.iter().try_for_each(|check| show(context, check))?;
-        output::print(&format!("\n{}", verdict(&checks)))?;
+        return output::print_json(&checks);
     }
-    if checks.iter().any(|check| check.level == Level::Fail) { Err(CliError::negative()) } else { Ok(()) }
+    checks.iter().try_for_each(|check| show(context, check))?;
+    output::print(&format!("\n{}", verdict(checks)))
 }
 
 fn show(context: &Context, check: &Check) -> Result {

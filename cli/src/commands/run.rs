@@ -94,39 +94,33 @@ pub(crate) async fn run(context: &Context, args: RunArgs) -> Result {
     }
 }
 
-/// The pipelines of the checkout. A file with mistakes is refused, as the farm would.
-fn compile(checkout: &Checkout, file: Option<&Path>) -> Result<Vec<Pipeline>> {
-    let compiled = match file {
-        Some(path) => vec![pipelines::compile_file(path, path.display().to_string())?],
-        None => pipelines::compile_checkout(checkout.root())?,
-    };
-    let mut good = Vec::new();
-    let mut mistakes = Vec::new();
-    for Compiled { result, .. } in compiled {
-        match result {
-            Ok(pipeline) => good.push(pipeline),
-            Err(diagnostics) => mistakes.extend(diagnostics),
-        }
+/// The pipeline files of the checkout, or the one that was named.
+fn compile(checkout: &Checkout, file: Option<&Path>) -> Result<Vec<Compiled>> {
+    match file {
+        Some(path) => Ok(vec![pipelines::compile_file(path, path.display().to_string())?]),
+        None => pipelines::compile_checkout(checkout.root()),
     }
-    if mistakes.is_empty() {
-        return Ok(good);
-    }
-    output::print(&terminal::block(&buildyard_pipelines::render(&mistakes)))?;
-    Err(CliError::silent(Kind::Refused))
 }
 
 /// Leaves the jobs that were asked for.
-fn select(pipelines: Vec<Pipeline>, args: &RunArgs) -> Result<Vec<Pipeline>> {
-    let Some(name) = &args.job else { return Ok(pipelines) };
-    let has = |pipeline: &&Pipeline| pipeline.jobs.iter().any(|job| job.name == *name);
-    let mut found = pipelines.iter().filter(has);
+fn select(compiled: Vec<Compiled>, args: &RunArgs) -> Result<Vec<Compiled>> {
+    let Some(name) = &args.job else { return Ok(compiled) };
+    let pipelines = || compiled.iter().filter_map(|one| one.result.as_ref().ok());
+    let mut found = pipelines().filter(|pipeline| pipeline.jobs.iter().any(|job| job.name == *name));
     match (found.next(), found.next()) {
-        (Some(pipeline), None) => Ok(vec![alone(pipeline.clone(), name, args.with_needs)]),
+        (Some(pipeline), None) => {
+            let chosen = alone(pipeline.clone(), name, args.with_needs);
+            Ok(vec![Compiled { file: chosen.file.clone(), result: Ok(chosen) }])
+        }
         (Some(_), Some(_)) => Err(CliError::usage(format!("several pipelines have a job `{name}`"))
             .hint("say which with --file FILE")),
+        // The job may stand in a file that could not be read.
+        (None, _) if compiled.iter().any(|one| one.result.is_err()) => {
+            Ok(compiled.into_iter().filter(|one| one.result.is_err()).collect())
+        }
         (None, _) => {
-            let jobs = pipelines.iter().flat_map(|pipeline| &pipeline.jobs);
-            let names: Vec<&str> = jobs.map(|job| job.name.as_str()).collect();
+            let names: Vec<&str> =
+                pipelines().flat_map(|pipeline| &pipeline.jobs).map(|job| job.name.as_str()).collect();
             Err(CliError::usage(format!("there is no job `{name}`"))
                 .hint(format!("there are {}", names.join(", "))))
         }
@@ -148,13 +142,43 @@ fn alone(mut pipeline: Pipeline, name: &str, with_needs: bool) -> Pipeline {
     pipeline
 }
 
+/// Runs each pipeline, and refuses a file with mistakes as the farm does: the others run all the same.
 async fn run_all(
     context: &Context,
     checkout: Checkout,
-    pipelines: Vec<Pipeline>,
+    pipelines: Vec<Compiled>,
     out: Option<PathBuf>,
     interrupted: watch::Receiver<bool>,
 ) -> Result {
+    let ends = if pipelines.iter().any(|one| one.result.is_ok()) {
+        carry_out(context, checkout, pipelines, out, interrupted.clone()).await?
+    } else {
+        // Telling what is wrong needs neither root nor an engine.
+        pipelines.into_iter().filter_map(refused).collect()
+    };
+    let verdict = Verdict::worst(ends.iter().map(|end| end.verdict));
+    let answer = match *interrupted.borrow() {
+        true => Err(CliError::silent(Kind::Interrupted)),
+        false => exit::by_verdict(verdict),
+    };
+    exit::answer(tell(context, &ends), answer)
+}
+
+/// The end of a run whose file has mistakes.
+fn refused(compiled: Compiled) -> Option<LocalRun> {
+    let Compiled { file, result } = compiled;
+    let diagnostics = result.err()?;
+    // As on the farm, a run is called by its file until that could be read.
+    Some(LocalRun { pipeline: file.clone(), file, verdict: Verdict::Refused, diagnostics, jobs: Vec::new() })
+}
+
+async fn carry_out(
+    context: &Context,
+    checkout: Checkout,
+    pipelines: Vec<Compiled>,
+    out: Option<PathBuf>,
+    interrupted: watch::Receiver<bool>,
+) -> Result<Vec<LocalRun>> {
     let settings = serve::worker_settings(None)?.1;
     let folder = context.settings.data_dir.value.join("local");
     let socket = settings.engine_socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
@@ -177,9 +201,14 @@ async fn run_all(
     let offered = Labels { facts: host::facts(&info), pools: BTreeSet::new() };
     let driver = Driver::new(runner.clone(), Arc::new(checkout), context.ui, out, interrupted.clone());
     let mut ends = Vec::new();
-    for pipeline in pipelines {
-        warn_of_labels(context, &pipeline, &offered);
-        ends.push(run_one(&driver, pipeline, capacity).await?);
+    for compiled in pipelines {
+        match compiled.result {
+            Err(_) => ends.extend(refused(compiled)),
+            Ok(pipeline) => {
+                warn_of_labels(context, &pipeline, &offered);
+                ends.push(run_one(&driver, pipeline, capacity).await?);
+            }
+        }
         if *interrupted.borrow() {
             break;
         }
@@ -188,11 +217,7 @@ async fn run_all(
     if let Some(runner) = Arc::into_inner(runner) {
         runner.close().await;
     }
-    tell(context, &ends)?;
-    if *interrupted.borrow() {
-        return Err(CliError::silent(Kind::Interrupted));
-    }
-    exit::by_verdict(worst(&ends))
+    Ok(ends)
 }
 
 fn make_dir(path: &Path) -> Result<PathBuf> {
@@ -232,13 +257,6 @@ async fn run_one(driver: &Driver, pipeline: Pipeline, capacity: Capacity) -> Res
     Ok(LocalRun { pipeline: name, file, verdict: end.verdict, diagnostics: end.diagnostics, jobs })
 }
 
-fn worst(ends: &[LocalRun]) -> Verdict {
-    if ends.iter().any(|end| end.verdict == Verdict::Refused) {
-        return Verdict::Refused;
-    }
-    Verdict::of(ends.iter().flat_map(|end| &end.jobs).map(|job| &job.outcome))
-}
-
 fn tell(context: &Context, ends: &[LocalRun]) -> Result {
     if context.ui.json() {
         return match ends {
@@ -262,8 +280,9 @@ fn tell_one(context: &Context, end: &LocalRun) -> Result {
     }
     let each = end.jobs.iter().map(|job| format!("{} {}", job.name, job.outcome.class()));
     let jobs = terminal::line(&each.collect::<Vec<_>>().join(", "));
+    let jobs = if jobs.is_empty() { jobs } else { format!(": {jobs}") };
     let verdict = context.ui.paint(output::verdict_tone(end.verdict), end.verdict.as_str());
-    output::print(&format!("{}: {verdict}: {jobs}", terminal::line(&end.pipeline)))
+    output::print(&format!("{}: {verdict}{jobs}", terminal::line(&end.pipeline)))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use buildyard_types::api::{EventView, RunList, RunView, TriggerResponse};
 use buildyard_types::time::HumanDuration;
-use buildyard_types::{Outcome, RunId, Verdict};
+use buildyard_types::{RunId, Verdict};
 use clap::Args;
 use tokio::sync::mpsc;
 
@@ -146,15 +146,18 @@ pub(crate) async fn follow(context: &Context, client: &Client, runs: &[RunId]) -
     }
     live.end();
     let views: Vec<RunView> = views.into_values().collect();
-    let verdict = worst(&views);
+    let verdict = Verdict::worst(views.iter().filter_map(|run| run.verdict));
+    exit::answer(tell(context, client, views).await, exit::by_verdict(verdict))
+}
+
+async fn tell(context: &Context, client: &Client, views: Vec<RunView>) -> Result {
     if context.ui.json() {
-        output::print_json(&TriggerResponse { runs: views })?;
-    } else {
-        for view in &views {
-            summarise(context, client, view).await?;
-        }
+        return output::print_json(&TriggerResponse { runs: views });
     }
-    exit::by_verdict(verdict)
+    for view in &views {
+        summarise(context, client, view).await?;
+    }
+    Ok(())
 }
 
 async fn follow_one(client: Client, run: RunId, updates: mpsc::Sender<Update>) {
@@ -200,24 +203,6 @@ async fn follow_to_end(client: &Client, run: RunId, updates: &mpsc::Sender<Updat
 /// Whether nothing will happen to a run any more.
 pub(crate) fn is_final(run: &RunView) -> bool {
     run.verdict.is_some() && matches!(run.state.as_str(), "finished" | "refused")
-}
-
-/// The verdict over several runs, by the same weights as a run's over its jobs.
-fn worst(runs: &[RunView]) -> Verdict {
-    let outcomes: Vec<Outcome> = runs.iter().filter_map(|run| run.verdict).map(as_outcome).collect();
-    Verdict::of(&outcomes)
-}
-
-fn as_outcome(verdict: Verdict) -> Outcome {
-    match verdict {
-        Verdict::Passed => Outcome::Passed,
-        Verdict::Failed => Outcome::Failed { step: String::new(), exit_code: 1 },
-        Verdict::Refused => Outcome::Refused { reason: String::new() },
-        Verdict::Cancelled => Outcome::Cancelled { by: String::new() },
-        Verdict::Infra => {
-            Outcome::Infra { cause: buildyard_types::outcome::InfraCause::Worker, detail: String::new() }
-        }
-    }
 }
 
 /// The verdict in a line, the diagnostics of a refused run, three lines for each red job.
@@ -269,19 +254,6 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(mut call: impl F
                 None => return Err(error),
             },
             other => return other,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_verdict_keeps_itself_as_an_outcome() {
-        let all = [Verdict::Passed, Verdict::Failed, Verdict::Refused, Verdict::Cancelled, Verdict::Infra];
-        for verdict in all {
-            assert_eq!(Verdict::of([&as_outcome(verdict)]), verdict);
         }
     }
 }

@@ -114,3 +114,34 @@ fn run_and_the_farm_agree() {
         assert_eq!(local_view["jobs"][0]["outcome"], outcome, "{name}");
     }
 }
+
+#[test]
+fn run_and_the_farm_agree_on_several_pipeline_files() {
+    let Some(farm) = Farm::start() else { return };
+    let pipeline = |name: &str, run: &str| {
+        format!(
+            "name = \"{name}\"\n[jobs.{name}]\nimage = \"{IMAGE}\"\nnetwork = \"none\"\nrun = \"{run}\"\n"
+        )
+    };
+    let mistaken = "[jobs.x]\nrn = \"true\"\n".to_owned();
+    for (what, files, code) in [
+        ("one-is-mistaken", [pipeline("b", "true"), mistaken.clone()], 4),
+        ("one-fails", [pipeline("b", "exit 3"), mistaken], 1),
+        ("all-pass", [pipeline("b", "true"), pipeline("c", "true")], 0),
+    ] {
+        let folder = farm.path(what);
+        std::fs::create_dir_all(folder.join(".buildyard")).expect("a folder for pipelines");
+        let [b, c] = files;
+        let repository = farm.repository(
+            what,
+            &pipeline("a", "true"),
+            &[(".buildyard/b.toml", &b), (".buildyard/c.toml", &c)],
+        );
+        let path = repository.to_str().expect("a temporary path is UTF-8");
+        let there = farm.run(&["trigger", path, "--follow"]);
+        assert_eq!(there.status.code(), Some(code), "{what} on the farm: {}", said(&there));
+        let here = farm.command(&["run"]).current_dir(&repository).output().expect("buildyard starts");
+        assert_eq!(here.status.code(), Some(code), "{what} here: {}", said(&here));
+        assert!(String::from_utf8_lossy(&here.stdout).contains("a: passed"), "{what}: {}", said(&here));
+    }
+}

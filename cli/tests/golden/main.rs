@@ -52,6 +52,21 @@ fn transcripts_are_as_written() {
 }
 
 #[test]
+fn a_reader_who_left_changes_no_verdict() {
+    for (scene, command, status) in [
+        (Scene::Farm, "watch 43", 1),
+        (Scene::Farm, "watch 43 --output json", 1),
+        (Scene::Farm, "watch 44", 4),
+        (Scene::Farm, "watch 41", 0),
+        (Scene::Farm, "trigger / --follow", 1),
+        (Scene::Checkout, "check", 1),
+        (Scene::Farm, "runs", 0),
+    ] {
+        assert_eq!(transcript::status_without_a_reader(scene, command), Some(status), "{command}");
+    }
+}
+
+#[test]
 fn no_transcript_is_forgotten() {
     let mut on_disk: Vec<String> = std::fs::read_dir(folder())
         .expect("tests/golden is there")

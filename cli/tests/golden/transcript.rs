@@ -45,7 +45,25 @@ pub(crate) fn play(scene: Scene, written: &str) -> String {
     replacements.iter().fold(played, |text, (from, to)| text.replace(from, to))
 }
 
+/// The exit status of a command whose output nobody reads, as in `… | head -n1`.
+pub(crate) fn status_without_a_reader(scene: Scene, arguments: &str) -> Option<i32> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::create_dir_all(folder.path().join("work")).expect("a folder to stand in");
+    let _coordinator = (scene == Scene::Farm).then(|| Coordinator::start(&folder.path().join("data")));
+    if scene == Scene::Checkout {
+        make_checkout(&folder.path().join("work"));
+    }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = command(folder.path(), arguments).stdout(writer).stderr(Stdio::null()).status();
+    status.expect("buildyard starts").code()
+}
+
 fn run(folder: &Path, arguments: &str) -> Output {
+    command(folder, arguments).output().expect("buildyard starts")
+}
+
+fn command(folder: &Path, arguments: &str) -> Command {
     let arguments = words(arguments);
     let mut command = Command::new(env!("CARGO_BIN_EXE_buildyard"));
     command.args(arguments).current_dir(folder.join("work")).stdin(Stdio::null());
@@ -54,7 +72,7 @@ fn run(folder: &Path, arguments: &str) -> Output {
     command.env("BUILDYARD_DATA_DIR", folder.join("data"));
     // Nothing above the folder is a checkout of the commands.
     command.env("GIT_CEILING_DIRECTORIES", folder);
-    command.output().expect("buildyard starts")
+    command
 }
 
 /// Words between blanks; single quotes keep blanks.

@@ -235,11 +235,11 @@ impl Verdict {
         }
     }
 
-    /// The verdict of a run from the outcomes of its jobs.
+    /// The worst of several verdicts, of the runs of a commit or the jobs of a run; passed where there are none.
     ///
     /// A job's own failure outweighs everything, since it is what its author must mend; then a refusal, then
     /// a farm fault, then a cancellation.
-    pub fn of<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> Verdict {
+    pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
         fn weight(verdict: Verdict) -> u8 {
             match verdict {
                 Verdict::Passed => 0,
@@ -249,6 +249,11 @@ impl Verdict {
                 Verdict::Failed => 4,
             }
         }
+        verdicts.into_iter().max_by_key(|verdict| weight(*verdict)).unwrap_or(Verdict::Passed)
+    }
+
+    /// The verdict of a run from the outcomes of its jobs.
+    pub fn of<'a>(outcomes: impl IntoIterator<Item = &'a Outcome>) -> Verdict {
         let of_one = |outcome: &Outcome| match outcome {
             Outcome::Passed | Outcome::Skipped { .. } => Verdict::Passed,
             Outcome::Cancelled { .. } => Verdict::Cancelled,
@@ -261,7 +266,7 @@ impl Verdict {
             Outcome::TimedOut { .. } => Verdict::Failed,
             Outcome::Infra { .. } => Verdict::Infra,
         };
-        outcomes.into_iter().map(of_one).max_by_key(|verdict| weight(*verdict)).unwrap_or(Verdict::Passed)
+        Verdict::worst(outcomes.into_iter().map(of_one))
     }
 }
 
@@ -284,6 +289,20 @@ mod tests {
         assert_eq!(Verdict::of([&infra, &skipped]), Verdict::Infra);
         assert_eq!(Verdict::of([&Outcome::Passed, &skipped]), Verdict::Passed);
         assert_eq!(Verdict::of([]), Verdict::Passed);
+    }
+
+    #[test]
+    fn several_runs_are_as_bad_as_the_worst() {
+        use Verdict::*;
+        for (verdicts, expected) in [
+            (&[][..], Passed),
+            (&[Passed, Cancelled], Cancelled),
+            (&[Cancelled, Infra, Passed], Infra),
+            (&[Refused, Infra], Refused),
+            (&[Refused, Failed, Passed], Failed),
+        ] {
+            assert_eq!(Verdict::worst(verdicts.iter().copied()), expected, "{verdicts:?}");
+        }
     }
 
     #[test]
