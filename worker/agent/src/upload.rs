@@ -19,8 +19,10 @@ use crate::spool::SpoolReader;
 
 /// Most bytes in one call.
 pub const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes wait so long for company, except the first of a log, which go at once.
-pub const GATHER: Duration = Duration::from_millis(100);
+/// Bytes wait so long for company behind a pause, so that a person who follows a log sees its next line at once.
+pub const GATHER_FIRST: Duration = Duration::from_millis(5);
+/// Bytes of a log that goes on and on wait so long: ten calls a second for each attempt are enough.
+pub const GATHER_MOST: Duration = Duration::from_millis(100);
 
 /// How far the spool is good, and whether more will come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,7 +66,8 @@ pub async fn upload(
         let held = end.borrow().length;
         upload.sent = upload.append(Bytes::new(), held).await?;
     }
-    let mut gathered_since = Instant::now();
+    let mut last_sent = Instant::now();
+    let mut gather = GATHER_FIRST;
     loop {
         let now = *end.borrow_and_update();
         let waiting = now.length.saturating_sub(upload.sent);
@@ -78,7 +81,10 @@ pub async fn upload(
             }
             continue;
         }
-        let gather_until = gathered_since + GATHER;
+        if last_sent.elapsed() > GATHER_MOST {
+            gather = GATHER_FIRST;
+        }
+        let gather_until = last_sent + gather;
         let full = waiting >= CHUNK_BYTES as u64;
         if upload.sent > 0 && !full && !now.closed && Instant::now() < gather_until {
             tokio::select! {
@@ -88,7 +94,8 @@ pub async fn upload(
             continue;
         }
         upload.send(now.length).await?;
-        gathered_since = Instant::now();
+        last_sent = Instant::now();
+        gather = (gather * 2).min(GATHER_MOST);
     }
 }
 
@@ -142,7 +149,7 @@ impl Upload<'_> {
     }
 
     /// Brings the hash up to the end of what an earlier process of this worker had sent.
-    fn hash_rest(&mut self, length: u64) -> Result<(), UploadError> {
+    async fn hash_rest(&mut self, length: u64) -> Result<(), UploadError> {
         while self.hashed < length {
             let count = (length - self.hashed).min(CHUNK_BYTES as u64) as usize;
             self.spool.read(self.hashed, count, &mut self.buffer).map_err(UploadError::Spool)?;
@@ -151,12 +158,14 @@ impl Upload<'_> {
             }
             self.hash.update(&self.buffer);
             self.hashed += self.buffer.len() as u64;
+            // Half a gibibyte takes seconds, in which leases have to be renewed.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
 
     async fn finish(mut self, length: u64) -> Result<LogFinish, UploadError> {
-        self.hash_rest(length)?;
+        self.hash_rest(length).await?;
         let finish = LogFinish { length, sha256: format!("{:x}", self.hash.clone().finalize()) };
         let mut backoff = Backoff::default();
         loop {
@@ -343,7 +352,7 @@ mod tests {
                 case.end.send_modify(|end| end.length = length);
                 assert!(futures_util::poll!(sending.as_mut()).is_pending());
             }
-            tokio::time::advance(GATHER).await;
+            tokio::time::advance(GATHER_FIRST * 2).await;
             assert!(futures_util::poll!(sending.as_mut()).is_pending());
             (first, case.kept.state.lock().unwrap().calls[1..].to_vec())
         };

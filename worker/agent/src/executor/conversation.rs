@@ -44,6 +44,8 @@ const MAX_BROKEN: u32 = 8;
 pub(super) enum Left {
     /// The job ended, or its container did.
     Judged(Judged),
+    /// Init waits for a job that an earlier process of this worker was about to give it, and did not.
+    NotHanded,
     /// The worker ends first.
     Exit(OnExit),
 }
@@ -66,11 +68,8 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// Makes the log's end safe and lets init go. It may be gone already.
-    pub(super) async fn let_go(&mut self, log: &mut dyn LogSink) {
-        if let Err(error) = log.commit(self.next) {
-            tracing::warn!(error = %error, "the end of a log is missing");
-        }
+    /// Lets init go. It may be gone already.
+    pub(super) async fn let_go(&mut self) {
         if let Some(connection) = &mut self.connection
             && connection.queue(&ToInit::Ack { next: self.next }).is_ok()
         {
@@ -131,6 +130,8 @@ pub(super) struct Conversation<'c> {
     drain_by: Option<Instant>,
     last_kept_alive: Option<Timestamp>,
     told_started: bool,
+    /// Init waits for a job, and there is none to give.
+    not_handed: bool,
 }
 
 impl<'c> Conversation<'c> {
@@ -166,6 +167,7 @@ impl<'c> Conversation<'c> {
             drain_by: None,
             last_kept_alive: None,
             told_started: false,
+            not_handed: false,
         }
     }
 
@@ -187,6 +189,9 @@ impl<'c> Conversation<'c> {
                 && let Some(ending) = ended.take()
             {
                 return Left::Judged(self.judged(ending));
+            }
+            if self.not_handed {
+                return Left::NotHanded;
             }
             let deadline = self.deadline();
             let wake = tokio::select! {
@@ -253,6 +258,8 @@ impl<'c> Conversation<'c> {
     }
 
     fn judged(&mut self, ending: Ending) -> Judged {
+        let oom_killed = self.counted_oom_kills().unwrap_or(0) > 0 || ending.oom_killed();
+        let ending = self.story.ending(ending);
         let step_full = self.story.steps().last().is_some_and(|step| step.disk_full);
         let usage = self.container.workspace.as_ref().and_then(|workspace| workspace.usage().ok().flatten());
         Judged {
@@ -260,7 +267,7 @@ impl<'c> Conversation<'c> {
             story: std::mem::take(&mut self.story),
             reason: self.reason,
             fenced: self.fenced,
-            oom_killed: self.counted_oom_kills().unwrap_or(0) > 0,
+            oom_killed,
             disk_full: step_full || usage.is_some_and(|usage| usage.is_full()),
         }
     }
@@ -279,8 +286,8 @@ impl<'c> Conversation<'c> {
             self.send().await;
         }
         match timeout(STOP_SLACK, waiting).await {
-            Ok(Ending::Silent { exit, .. }) => exit.oom_killed,
-            Ok(Ending::Told(_) | Ending::Vanished) | Err(_) => false,
+            Ok(ending) => ending.oom_killed(),
+            Err(_) => false,
         }
     }
 
@@ -414,7 +421,7 @@ impl<'c> Conversation<'c> {
         }
     }
 
-    /// Takes every frame that was read. Gives the end, which is neither committed nor acknowledged yet.
+    /// Takes every frame that was read. Gives the end, which is on record and not acknowledged yet.
     async fn take_frames(&mut self) -> Result<Option<buildyard_init::protocol::End>, Broken> {
         // Taken out, so that a frame can borrow from it while the rest of `self` changes.
         let Some(mut connection) = self.connection.take() else { return Ok(None) };
@@ -442,6 +449,11 @@ impl<'c> Conversation<'c> {
                 }
                 FromInit::Numbered { sequence, at_ms, frame } => {
                     let first = matches!(frame, Frame::StepStart { .. }) && !self.told_started;
+                    if matches!(frame, Frame::End(_)) {
+                        // What was printed is safe before the end is on record: a job whose last lines were lost
+                        // with this worker's disk has not passed here.
+                        self.log.commit(self.next).map_err(Broken::Log)?;
+                    }
                     self.take_frame(sequence, at_ms, &frame).map_err(Broken::Log)?;
                     self.next = sequence + 1;
                     if let Frame::End(end) = frame {
@@ -473,9 +485,9 @@ impl<'c> Conversation<'c> {
         let mut answer = Vec::new();
         let orders = self.orders.borrow().clone();
         if takes_job(hello.state) {
-            // Without a job to give it is not ours to answer: its attempt was never handed over.
             let Some(job) = &self.job else {
-                return Err(Broken::Protocol("init lost its job".to_owned()));
+                self.not_handed = true;
+                return Ok(answer);
             };
             let lease_ms = self.lease_ms(orders.until.unwrap_or(Timestamp(0)));
             answer.push(ToInit::Job(Box::new(Job { lease_ms, ..(**job).clone() })));

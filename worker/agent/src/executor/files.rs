@@ -20,7 +20,7 @@ use buildyard_types::worker::{AttemptOrder, EndReport, StepReport};
 use buildyard_types::{Millis, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::outcome;
+use super::outcome::{self, Ending};
 use crate::data::make_dir;
 
 /// Most bytes of the file `frames`: two frames for each step of the longest job, and the end.
@@ -214,6 +214,15 @@ impl Story {
     /// How the job ended.
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
+    }
+
+    /// How its container was left, if that is all there is: init's own word counts, also where it was taken by an
+    /// earlier process of this worker and init is gone since.
+    pub(super) fn ending(&self, left: Ending) -> Ending {
+        match (&self.end, left) {
+            (Some(end), Ending::Silent { .. } | Ending::Vanished) => Ending::Told(end.clone()),
+            (Some(_) | None, left) => left,
+        }
     }
 
     /// The steps for the report. One that has no end of its own ended with the attempt.

@@ -170,14 +170,23 @@ struct Container {
 
 impl Executor {
     /// Begins an attempt and follows it to its end. What an earlier try left is removed first.
-    pub async fn run(&self, assignment: Assignment<'_>) -> Finished {
+    pub async fn run(&self, mut assignment: Assignment<'_>) -> Finished {
+        loop {
+            if let Some(finished) = self.try_run(&mut assignment).await {
+                return finished;
+            }
+        }
+    }
+
+    /// `None`: init does not have the job, so nothing was begun.
+    async fn try_run(&self, assignment: &mut Assignment<'_>) -> Option<Finished> {
         let attempt = assignment.order.attempt;
         let files = self.files(attempt);
         let began = self.clock.now();
         let unbroken = TaskTracker::new();
         let mut told = assignment.orders.clone();
         let ready = tokio::select! {
-            ready = self.prepare(&assignment, &files, &unbroken) => ready,
+            ready = self.prepare(assignment, &files, &unbroken) => ready,
             _ = told.wait_for(Orders::ends_it) => Err(PrepareError::Stopped),
         };
         // What was asked of the kernel or the engine may still come into being; only then it can be removed.
@@ -188,31 +197,38 @@ impl Executor {
             Ok(ready) => {
                 handed.image_digest = ready.image_digest.clone();
                 handed.prepare_ms = self.clock.now().since(began);
-                self.wait_for_start(&assignment, &files, &handed).await.map(|()| ready)
+                self.wait_for_start(assignment, &files, &handed).await.map(|()| ready)
             }
             Err(error) => Err(error),
         };
         match ready {
             Ok(Ready { container, job, .. }) => self.follow(assignment, container, Some(job), handed).await,
-            Err(error) => {
-                let orders = assignment.orders.borrow().clone();
-                if let Some(exit) = orders.exit {
-                    return Finished::Left(exit);
-                }
-                let outcome = match error {
-                    PrepareError::Stopped => ended_early(&orders),
-                    error => not_prepared(assignment.order, &error),
-                };
-                let judgement = Judgement::from(outcome);
-                note_outcome(assignment.log, self.clock.now(), 0, &judgement);
-                let report =
-                    report(assignment.order, &Story::default(), judgement, &handed, self.clock.now());
-                Finished::Report(Box::new(report))
-            }
+            Err(error) => Some(self.not_begun(assignment, &error, &handed)),
         }
     }
 
-    /// Goes on with an attempt whose job an earlier process of this worker had handed over.
+    /// An attempt whose job was never handed over.
+    fn not_begun(&self, assignment: &mut Assignment<'_>, error: &PrepareError, handed: &Handed) -> Finished {
+        let orders = assignment.orders.borrow().clone();
+        if let Some(exit) = orders.exit {
+            return Finished::Left(exit);
+        }
+        let outcome = match error {
+            PrepareError::Stopped => ended_early(&orders),
+            error => not_prepared(assignment.order, error),
+        };
+        self.without_story(assignment, outcome, handed)
+    }
+
+    /// The report of an attempt of whose steps nothing is known.
+    fn without_story(&self, assignment: &mut Assignment<'_>, outcome: Outcome, handed: &Handed) -> Finished {
+        let judgement = Judgement::from(outcome);
+        let now = self.clock.now();
+        note_outcome(assignment.log, now, 0, &judgement);
+        Finished::Report(Box::new(report(assignment.order, &Story::default(), judgement, handed, now)))
+    }
+
+    /// Goes on with an attempt whose job an earlier process of this worker had handed over, or was about to.
     pub async fn resume(&self, mut assignment: Assignment<'_>, handed: Handed) -> Finished {
         let attempt = assignment.order.attempt;
         let workspace = match self.workspaces.adopt(attempt, assignment.order.spec.resources.disk).await {
@@ -235,7 +251,10 @@ impl Executor {
                 Ok(listener) => {
                     let counters = (self.counters)(pid);
                     let container = Container { details, pid, listener, counters, workspace };
-                    return self.follow(assignment, container, None, handed).await;
+                    return match self.follow(&mut assignment, container, None, handed).await {
+                        Some(finished) => finished,
+                        None => self.run(assignment).await,
+                    };
                 }
                 Err(error) => {
                     tracing::error!(attempt_id = %attempt, error = %error, "the channel cannot be opened again");
@@ -245,7 +264,9 @@ impl Executor {
             Found::Ended(ending) => ending,
         };
         let story = Story::open(&self.files(attempt)).unwrap_or_default();
-        let end = Judged { ending, story, reason: None, fenced: false, oom_killed: false, disk_full: false };
+        let oom_killed = ending.oom_killed();
+        let ending = story.ending(ending);
+        let end = Judged { ending, story, reason: None, fenced: false, oom_killed, disk_full: false };
         let report = self.settle(&mut assignment, end, &handed, None).await;
         Finished::Report(Box::new(report))
     }
@@ -261,31 +282,30 @@ impl Executor {
         self.keep_artifacts(assignment, report, workspace.as_ref()).await
     }
 
-    /// Follows a container to the end of its job.
+    /// Follows a container to the end of its job. `None`: there is no job to give, and init still waits for one.
     async fn follow(
         &self,
-        mut assignment: Assignment<'_>,
+        assignment: &mut Assignment<'_>,
         container: Container,
         job: Option<Box<Job>>,
         handed: Handed,
-    ) -> Finished {
+    ) -> Option<Finished> {
         let story = match Story::open(&self.files(assignment.order.attempt)) {
             Ok(story) => story,
             Err(error) => {
                 let outcome = worker_disk(&format!("the attempt's files cannot be read: {error}"));
-                let report =
-                    report(assignment.order, &Story::default(), outcome.into(), &handed, self.clock.now());
-                return Finished::Report(Box::new(report));
+                return Some(self.without_story(assignment, outcome, &handed));
             }
         };
-        let mut conversation = Conversation::new(self, &mut assignment, container, job, story);
+        let mut conversation = Conversation::new(self, assignment, container, job, story);
         let end = match conversation.run().await {
-            Left::Exit(exit) => return Finished::Left(exit),
+            Left::Exit(exit) => return Some(Finished::Left(exit)),
+            Left::NotHanded => return None,
             Left::Judged(end) => end,
         };
         let ended = conversation.into_ended();
-        let report = self.settle(&mut assignment, end, &handed, Some(ended)).await;
-        Finished::Report(Box::new(report))
+        let report = self.settle(assignment, end, &handed, Some(ended)).await;
+        Some(Finished::Report(Box::new(report)))
     }
 
     /// Judges, notes the end, lets init go, and keeps the artifacts.
@@ -311,7 +331,7 @@ impl Executor {
             tracing::warn!(attempt_id = %order.attempt, error = %error, "the end is not noted");
         }
         if let Some(ended) = &mut ended {
-            ended.let_go(assignment.log).await;
+            ended.let_go().await;
         }
         let workspace = ended.and_then(|ended| ended.workspace);
         self.keep_artifacts(assignment, report, workspace.as_ref()).await

@@ -80,6 +80,16 @@ pub enum Ending {
     Vanished,
 }
 
+impl Ending {
+    /// Whether the engine saw the kernel kill one of its processes for lack of memory.
+    pub(super) fn oom_killed(&self) -> bool {
+        match self {
+            Ending::Silent { exit, .. } => exit.oom_killed,
+            Ending::Told(_) | Ending::Vanished => false,
+        }
+    }
+}
+
 /// What was seen of an attempt that ran.
 #[derive(Debug, Clone)]
 pub struct Seen<'s> {

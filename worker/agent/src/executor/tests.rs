@@ -265,6 +265,39 @@ async fn a_container_that_died_while_no_worker_ran_is_judged_at_the_restart() {
 }
 
 #[tokio::test]
+async fn inits_last_word_counts_though_init_is_gone_since() {
+    let farm =
+        farm!(vec![step_start(0), line("some\n"), step_end(0, StepHow::Exit(0)), Act::Gate, Act::Sleep]);
+    farm.run_until_gate().await;
+    farm.leave_end_taken(3, EndWhy::Completed);
+    farm.kill_container(0);
+    let report = farm.resume().await;
+    assert_eq!(report.outcome, Outcome::Passed);
+    assert_eq!(farm.output(), "some\n");
+    farm.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_not_handed_over_after_all_is_begun_anew() {
+    let farm = farm!(passing());
+    farm.leave_not_handed().await;
+    let report = farm.resume().await;
+    assert_eq!(report.outcome, Outcome::Passed);
+    assert_eq!(farm.output(), "hello\nworld\n");
+    assert_eq!(farm.calls(CallKind::Start), 2, "the container that waited is not used again");
+    farm.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn the_log_is_safe_up_to_the_end_before_the_end_is_judged() {
+    let mut farm = farm!(passing());
+    farm.fail_log_from(4);
+    let report = farm.run().await;
+    assert_eq!(report.outcome.class(), "infra", "{}", report.outcome);
+    farm.assert_nothing_left().await;
+}
+
+#[tokio::test]
 async fn the_log_is_cut_at_its_cap_by_the_worker_too() {
     let mut script = vec![step_start(0)];
     // Single bytes: sixteen times as long in the log as init counts them.

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, watch};
 use super::super::*;
 use crate::client::ClientError;
 use crate::engine::scripted::{CallKind, Program, Running, ScriptedEngine, ScriptedImage};
-use crate::engine::{ContainerId, ContainerSpec, Engine as _};
+use crate::engine::{ContainerId, ContainerSpec, Engine as _, Mount};
 use crate::spool::Spool;
 
 /// What the played init does next.
@@ -341,7 +341,8 @@ impl ArtifactStore for Played {
 /// A spool that can be made to fail.
 struct Log {
     spool: Spool,
-    fails: bool,
+    /// The first of init's frames that it does not take.
+    fails_from: u64,
 }
 
 impl LogSink for Log {
@@ -350,7 +351,7 @@ impl LogSink for Log {
     }
 
     fn commit(&mut self, next: u64) -> io::Result<()> {
-        if self.fails {
+        if next >= self.fails_from {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.spool.commit(next).map(drop)
@@ -373,7 +374,7 @@ pub(super) struct Farm {
     shared: Arc<Shared>,
     orders: watch::Sender<Orders>,
     source_fails: Arc<AtomicBool>,
-    log_fails: bool,
+    log_fails_from: u64,
 }
 
 fn control_folder(spec: &ContainerSpec) -> PathBuf {
@@ -435,7 +436,7 @@ impl Farm {
         let mut order = crate::testing::order(RunId(1).job(0).attempt(1));
         order.spec.resources.disk = buildyard_types::ByteSize::from_mib(64);
         let source_fails = Arc::default();
-        Some(Self { temp, engine, executor, order, shared, orders, source_fails, log_fails: false })
+        Some(Self { temp, engine, executor, order, shared, orders, source_fails, log_fails_from: u64::MAX })
     }
 
     pub(super) fn orders(&self) -> watch::Sender<Orders> {
@@ -449,7 +450,7 @@ impl Farm {
     fn log(&self) -> Log {
         let files = self.executor.files(self.order.attempt);
         std::fs::create_dir_all(files.folder()).unwrap();
-        Log { spool: Spool::open(files.folder()).unwrap(), fails: self.log_fails }
+        Log { spool: Spool::open(files.folder()).unwrap(), fails_from: self.log_fails_from }
     }
 
     async fn carry_out(&self, resumed: bool) -> Finished {
@@ -527,9 +528,26 @@ impl Farm {
         self.engine.remove(&ContainerId(name)).await.unwrap();
     }
 
+    /// An earlier process noted that it hands the job over, and was killed before it did.
+    pub(super) async fn leave_not_handed(&self) {
+        let name = self.executor.container_name(self.order.attempt);
+        self.leave_half_made(&name).await;
+        self.engine.start(&ContainerId(name)).await.unwrap();
+        self.executor.files(self.order.attempt).hand(&Handed::default()).unwrap();
+    }
+
+    /// An earlier process wrote init's end down, and was killed before it judged it.
+    pub(super) fn leave_end_taken(&self, sequence: u64, why: EndWhy) {
+        let mut story = Story::open(&self.executor.files(self.order.attempt)).unwrap();
+        let end = End { why, usage: Default::default(), log_bytes: 0, disk: None };
+        story.take(sequence, 1, &Frame::End(end)).unwrap();
+    }
+
     /// An earlier try got as far as a container.
     pub(super) async fn leave_half_made(&self, name: &str) {
-        self.executor.files(self.order.attempt).begin().unwrap();
+        let files = self.executor.files(self.order.attempt);
+        files.begin().unwrap();
+        let control = Mount { source: files.control(), target: "/.buildyard/ctl".into(), read_only: true };
         let spec = ContainerSpec {
             name: name.to_owned(),
             labels: [self.executor.instance.label()].into(),
@@ -537,7 +555,7 @@ impl Farm {
             user: Owner { uid: 1, gid: 1 },
             entrypoint: Vec::new(),
             env: Default::default(),
-            mounts: Vec::new(),
+            mounts: vec![control],
             network: crate::engine::ContainerNetwork::None,
             hostname: "x".into(),
             limits: crate::engine::Limits { cpu_millis: 1, memory: ByteSize::from_mib(6), pids: 1 },
@@ -548,7 +566,11 @@ impl Farm {
     }
 
     pub(super) fn fail_log(&mut self) {
-        self.log_fails = true;
+        self.fail_log_from(0);
+    }
+
+    pub(super) fn fail_log_from(&mut self, frame: u64) {
+        self.log_fails_from = frame;
     }
 
     pub(super) fn fail_source(&self) {
