@@ -20,7 +20,7 @@ use crate::driver::{Driver, DriverEnd, DriverHandle, DriverParts, QUEUE};
 use crate::logs::{CompactQueue, Hashes, LogSignals, LogWriter, compact_task};
 use crate::metrics::Metrics;
 use crate::retention::sweep_task;
-use crate::source::git::Git;
+use crate::source::git::{Git, GitError};
 use crate::source::{Mirrors, source_task};
 use crate::{listen, routes};
 
@@ -48,9 +48,9 @@ pub enum ServeError {
     /// The folder of objects cannot be used.
     #[error("cannot use the folder of logs and artifacts")]
     Blobs(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Git's configuration cannot be written.
-    #[error("cannot prepare git")]
-    Git(#[source] std::io::Error),
+    /// Git cannot be started, or is too old to be let near repositories of others.
+    #[error("cannot use git")]
+    Git(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -139,7 +139,8 @@ impl Coordinator {
     ) -> Result<Self, ServeError> {
         let clock = Clock::start();
         let blobs = Arc::new(Blobs::open(&dir.blobs()).map_err(blob_failure)?);
-        let git = Git::new(&dir.home()).map_err(ServeError::Git)?;
+        let git = Git::new(&dir.home()).map_err(git_failure)?;
+        git.check().await.map_err(git_failure)?;
         let mirrors = Arc::new(Mirrors::new(dir.mirrors(), git));
         let epoch = store.begin_epoch().await?;
         ensure_admin_token(&dir, &*store, clock).await?;
@@ -243,6 +244,10 @@ impl Drop for Coordinator {
         self.driver.abort();
         self.tasks.abort_all();
     }
+}
+
+fn git_failure(error: GitError) -> ServeError {
+    ServeError::Git(Box::new(error))
 }
 
 fn blob_failure(error: BlobError) -> ServeError {

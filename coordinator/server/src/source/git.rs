@@ -1,5 +1,9 @@
 //! Starts git, on our terms: no terminal, no foreign configuration, no protocol but local files, a time limit,
 //! and its whole process group killed when we lose interest.
+//!
+//! Git also looks into repositories of others, whose own configuration it reads. What that can make it run is
+//! closed here: hooks, and the fetch of objects that a partial clone lacks, which starts whatever the
+//! repository names as its `uploadpack`.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,6 +13,23 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
+/// Git's look at a tiny repository.
+const PROBE: Duration = Duration::from_secs(20);
+/// Settings that no repository's configuration overrides.
+const SETTINGS: [(&str, &str); 3] =
+    [("core.hooksPath", "/dev/null"), ("gc.auto", "0"), ("maintenance.auto", "false")];
+/// A partial clone without objects. Whoever asks it for one, and may fetch, runs its command.
+const TRAP: &str = "\
+[core]
+\trepositoryformatversion = 1
+\tbare = true
+[extensions]
+\tpartialClone = origin
+[remote \"origin\"]
+\turl = .
+\tpromisor = true
+\tuploadpack = touch sprung && false
+";
 /// Most of what git says that is read: a listing of pipeline files is short.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 /// Most of git's complaints that are kept.
@@ -42,6 +63,15 @@ pub(crate) enum GitError {
         /// What it had.
         limit: Duration,
     },
+    /// It runs what a repository's configuration names.
+    #[error(
+        "this git fetches missing objects although it is told not to (GIT_NO_LAZY_FETCH), so that a repository \
+         could run commands here; install git 2.39.4 or newer"
+    )]
+    Lazy,
+    /// Its home cannot be prepared.
+    #[error("cannot prepare the home of git")]
+    Home(#[source] std::io::Error),
     /// It said more than is read.
     #[error("`git {what}` said more than {MAX_OUTPUT_BYTES} bytes")]
     TooMuch {
@@ -82,10 +112,37 @@ impl Drop for GroupGuard {
 
 impl Git {
     /// Git with `home` as its home; writes the configuration that it is to have.
-    pub(crate) fn new(home: &Path) -> std::io::Result<Self> {
+    pub(crate) fn new(home: &Path) -> Result<Self, GitError> {
         // Repositories belong to other users than the coordinator; nothing is ever run from them.
-        std::fs::write(home.join("gitconfig"), "[safe]\n\tdirectory = *\n[gc]\n\tauto = 0\n")?;
+        let config = "[safe]\n\tdirectory = *\n";
+        std::fs::write(home.join("gitconfig"), config).map_err(GitError::Home)?;
         Ok(Self { home: home.to_owned() })
+    }
+
+    /// Refuses a git that could be made to run a repository's commands. Tried out rather than read from the
+    /// version, since distributions mend older ones.
+    pub(crate) async fn check(&self) -> Result<(), GitError> {
+        let trap = self.home.join("trap.git");
+        self.lay(&trap).map_err(GitError::Home)?;
+        let mut look = self.command();
+        look.arg("-C").arg(&trap).args(["cat-file", "-e", &"1".repeat(40)]);
+        match self.run("cat-file", look, PROBE).await {
+            // There is no such object, whatever git tried.
+            Ok(_) | Err(GitError::Failed { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        if trap.join("sprung").exists() { Err(GitError::Lazy) } else { Ok(()) }
+    }
+
+    fn lay(&self, trap: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(trap.join("objects"))?;
+        std::fs::create_dir_all(trap.join("refs"))?;
+        std::fs::write(trap.join("HEAD"), "ref: refs/heads/main\n")?;
+        std::fs::write(trap.join("config"), TRAP)?;
+        match std::fs::remove_file(trap.join("sprung")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// A command with our surroundings and nothing else's.
@@ -97,13 +154,21 @@ impl Git {
             .env("HOME", &self.home)
             .env("GIT_CONFIG_GLOBAL", self.home.join("gitconfig"))
             .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_COUNT", SETTINGS.len().to_string())
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            .env("GIT_OPTIONAL_LOCKS", "0")
             .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_ALLOW_PROTOCOL", "file")
             .env("LC_ALL", "C")
             .current_dir(&self.home)
             .stdin(Stdio::null())
             .process_group(0)
             .kill_on_drop(true);
+        for (index, (key, value)) in SETTINGS.iter().enumerate() {
+            command.env(format!("GIT_CONFIG_KEY_{index}"), key);
+            command.env(format!("GIT_CONFIG_VALUE_{index}"), value);
+        }
         command
     }
 
@@ -150,4 +215,23 @@ async fn bounded(pipe: Option<impl AsyncRead + Unpin>, limit: u64) -> std::io::R
         }
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_git_that_fetches_on_its_own_is_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let git = Git::new(temp.path()).unwrap();
+        git.check().await.unwrap();
+        // What an older git would do, which does not know the variable.
+        let mut look = git.command();
+        look.env_remove("GIT_NO_LAZY_FETCH").arg("-C").arg(temp.path().join("trap.git"));
+        look.args(["cat-file", "-e", &"1".repeat(40)]);
+        git.run("cat-file", look, PROBE).await.unwrap_err();
+        assert!(temp.path().join("trap.git/sprung").exists(), "the trap is a trap");
+        git.check().await.unwrap();
+    }
 }

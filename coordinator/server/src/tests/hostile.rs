@@ -128,3 +128,51 @@ async fn a_write_without_a_fence_is_no_write() {
     let answer = worker.send(request("PATCH", path, &worker.credential, Body::from(records(&["x"])))).await;
     assert_eq!(answer.problem(), (400, "bad-request".into()));
 }
+
+/// A repository whose configuration names a program for fetching the objects that it lacks.
+fn booby_trapped(farm: &Farm) -> (Repository, std::path::PathBuf) {
+    let repository = Repository::with(farm.temp.path(), &[("pipeline.toml", PIPELINE)]);
+    let (program, sprung) = (farm.temp.path().join("evil"), farm.temp.path().join("sprung"));
+    std::fs::write(&program, format!("#!/bin/sh\ntouch {}\nexit 1\n", sprung.display())).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).unwrap();
+    let (url, program) = (repository.path.to_str().unwrap(), program.to_str().unwrap());
+    for (key, value) in [
+        ("core.repositoryFormatVersion", "1"),
+        ("extensions.partialClone", "origin"),
+        ("remote.origin.promisor", "true"),
+        ("remote.origin.url", url),
+        ("remote.origin.uploadpack", program),
+        ("uploadpack.packObjectsHook", program),
+        ("core.fsmonitor", program),
+        ("core.sshCommand", program),
+        ("core.alternateRefsCommand", program),
+        ("core.hooksPath", farm.temp.path().to_str().unwrap()),
+    ] {
+        repository.git(&["config", key, value]);
+    }
+    (repository, sprung)
+}
+
+#[tokio::test]
+async fn a_repository_cannot_run_its_own_program_at_the_coordinator() {
+    let farm = Farm::start().await;
+    let (whole, sprung) = booby_trapped(&farm);
+    let created: serde_json::Value = farm.trigger(&whole, None).await.ok();
+    let run = created["runs"][0]["id"].as_str().unwrap().to_owned();
+    farm.until(&format!("/api/v1/runs/{run}"), |run| {
+        run["jobs"].as_array().is_some_and(|jobs| jobs.len() == 2)
+    })
+    .await;
+    assert!(!sprung.exists(), "a whole repository: it is looked up and fetched");
+
+    let (holed, _) = booby_trapped(&farm);
+    let tree = holed.git(&["rev-parse", "main^{tree}"]);
+    std::fs::remove_file(holed.path.join(format!(".git/objects/{}/{}", &tree[..2], &tree[2..]))).unwrap();
+    let answer = farm.trigger(&holed, None).await;
+    assert!(!answer.status.is_success(), "{}", answer.text());
+    std::fs::write(holed.path.join(".git/refs/heads/main"), format!("{}\n", "1".repeat(40))).unwrap();
+    let answer = farm.trigger(&holed, None).await;
+    assert!(!answer.status.is_success(), "{}", answer.text());
+    assert!(!sprung.exists(), "what a repository lacks is not fetched by its own program");
+}
