@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use buildyard_store::RetentionPolicy;
+use buildyard_store::{RetentionPolicy, Store, StoreError};
 use buildyard_types::{AttemptId, Millis, Timestamp};
 
 use crate::app::App;
@@ -27,8 +27,8 @@ const FRESH_CONTENT: Duration = Duration::from_secs(60 * 60);
 const BATCH: u32 = 100;
 /// Files looked at in one search. More of them wait for the next.
 const MAX_FILES: usize = 1_000_000;
-/// Rows of one log that are compared with its files.
-const MAX_ROWS: u32 = 100_000;
+/// Rows of a log that are compared with its files at one time.
+const PAGE: u32 = 4_096;
 
 /// Runs until the process ends.
 pub(crate) async fn sweep_task(app: Arc<App>) {
@@ -99,27 +99,53 @@ pub(crate) async fn sweep(app: &App, now: Timestamp) -> Result<u64, Failure> {
 pub(crate) async fn sweep_orphans(app: &Arc<App>, age: Duration) -> Result<usize, Failure> {
     let mut gone = 0;
     let files = old_files(app, "logs", age).await?;
-    let mut by_attempt = BTreeMap::<Option<AttemptId>, Vec<String>>::new();
+    let mut by_attempt = BTreeMap::<Option<AttemptId>, BTreeSet<String>>::new();
     for file in files {
         let attempt = file.split('/').nth(1).and_then(|folder| folder.parse().ok());
-        by_attempt.entry(attempt).or_default().push(file);
+        by_attempt.entry(attempt).or_default().insert(file);
     }
     for (attempt, files) in by_attempt {
-        let named: BTreeSet<String> = match attempt {
-            None => BTreeSet::new(),
-            Some(attempt) => {
-                let rows = app.store.log_chunks(attempt, 0, MAX_ROWS).await?;
-                rows.into_iter().map(|row| row.object).collect()
-            }
+        let unnamed = match attempt {
+            None => Ok(files),
+            Some(attempt) => without_rows(&*app.store, attempt, files, PAGE).await,
         };
-        for file in files.into_iter().filter(|file| !named.contains(file)) {
-            app.blobs.remove_file(&file)?;
-            gone += 1;
+        match unnamed {
+            Ok(files) => {
+                for file in files {
+                    app.blobs.remove_file(&file)?;
+                    gone += 1;
+                }
+            }
+            Err(error) => {
+                let attempt_id = attempt.map(tracing::field::display);
+                tracing::warn!(attempt_id, error = %chain(&error), "the files of a log are left as they are");
+            }
         }
     }
     gone += sweep_contents(app, age).await?;
     sweep_mirrors(app).await?;
     Ok(gone)
+}
+
+/// Those of a log's files that none of its rows names. Nothing is known before the last row was seen: a file may
+/// be the end of a long log.
+pub(crate) async fn without_rows(
+    store: &dyn Store,
+    attempt: AttemptId,
+    mut files: BTreeSet<String>,
+    page: u32,
+) -> Result<BTreeSet<String>, StoreError> {
+    let mut at = 0;
+    loop {
+        let rows = store.log_chunks(attempt, at, page).await?;
+        for row in &rows {
+            files.remove(&row.object);
+            at = row.offset + row.length;
+        }
+        if rows.len() < page as usize {
+            return Ok(files);
+        }
+    }
 }
 
 async fn sweep_contents(app: &Arc<App>, age: Duration) -> Result<usize, Failure> {

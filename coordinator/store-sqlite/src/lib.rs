@@ -152,6 +152,10 @@ impl Store for SqliteStore {
         self.read(&format!("the log of {attempt}"), chunks)
     }
 
+    async fn small_logs(&self, after: Option<AttemptId>, below: u64, limit: u32) -> Result<Vec<AttemptId>> {
+        self.read("logs in small objects", logs::small(&self.readers, after, below, limit).await)
+    }
+
     async fn compact_log(&self, attempt: AttemptId, whole: &LogChunk) -> Result<Vec<String>> {
         self.write(logs::Compact { attempt, whole: whole.clone() }).await
     }

@@ -1,7 +1,7 @@
 //! Where the bytes of logs are. Every write of a worker is checked in the transaction that makes it.
 
 use buildyard_store::{Fenced, LogChunk, StoreError};
-use buildyard_types::AttemptId;
+use buildyard_types::{AttemptId, RunId};
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use crate::changes::int;
@@ -264,6 +264,34 @@ impl Write for Compact {
         remember_logs(conn, &replaced).await?;
         Ok(replaced)
     }
+}
+
+/// Finished logs with several short chunks, behind `after`.
+pub(crate) async fn small(
+    readers: &SqlitePool,
+    after: Option<AttemptId>,
+    below: u64,
+    limit: u32,
+) -> Result<Vec<AttemptId>, Fault> {
+    let below = int(below);
+    let Key { run, job, number } = after.map_or(Key { run: -1, job: 0, number: 0 }, Key::from);
+    let rows = sqlx::query!(
+        r#"SELECT run, job, number FROM logs AS l
+           WHERE (run, job, number) > (?1, ?2, ?3)
+               AND (SELECT count(*) FROM (SELECT 1 FROM log_chunks AS c
+                   WHERE c.run = l.run AND c.job = l.job AND c.number = l.number AND c.length < ?4
+                   LIMIT 2)) > 1
+           ORDER BY run, job, number LIMIT ?5"#,
+        run,
+        job,
+        number,
+        below,
+        limit
+    )
+    .fetch_all(readers)
+    .await?;
+    let id = |run: i64, job: i64, number: i64| RunId(run as u64).job(job as u32).attempt(number as u32);
+    Ok(rows.into_iter().map(|row| id(row.run, row.job, row.number)).collect())
 }
 
 /// The chunks from the one that holds `from` on.

@@ -84,6 +84,7 @@ pub const BEHAVIOURS: &[Behaviour] = behaviours![
     logs::a_log_is_read_from_any_place,
     logs::a_compacted_log_reads_as_before,
     logs::only_whole_chunks_are_compacted,
+    logs::logs_in_small_chunks_are_found,
     logs::many_logs_grow_at_once,
     artifacts::an_artifact_is_kept_and_found,
     artifacts::an_artifact_that_is_sent_again_is_accepted,

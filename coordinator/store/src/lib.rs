@@ -267,6 +267,9 @@ pub trait Store: Send + Sync + 'static {
     async fn finish_log(&self, by: Fenced, length: u64, sha256: &str) -> Result<()>;
     /// Where the bytes of a log are, from the chunk that holds `from` on, in order, at most `limit` chunks.
     async fn log_chunks(&self, attempt: AttemptId, from: u64, limit: u32) -> Result<Vec<LogChunk>>;
+    /// Finished logs of which at least two chunks are shorter than `below`, in the order of their ids, beginning
+    /// behind `after`, at most `limit`.
+    async fn small_logs(&self, after: Option<AttemptId>, below: u64, limit: u32) -> Result<Vec<AttemptId>>;
     /// Puts one object in the place of all chunks that it covers. Gives the names of the objects replaced.
     async fn compact_log(&self, attempt: AttemptId, whole: &LogChunk) -> Result<Vec<String>>;
 

@@ -10,6 +10,8 @@ mod read;
 mod signals;
 
 pub(crate) use append::{Hashes, LogWriter, MAX_CHUNK_BYTES, storage_failed};
+#[cfg(test)]
+pub(crate) use compact::compact;
 pub(crate) use compact::{CompactQueue, compact_task};
 pub(crate) use read::{Block, LogReader, line};
 pub(crate) use signals::LogSignals;

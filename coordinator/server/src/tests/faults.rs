@@ -86,6 +86,9 @@ impl Store for Failing {
     async fn finish_log(&self, by: Fenced, length: u64, sha256: &str) -> Result<()> {
         self.inner.finish_log(by, length, sha256).await
     }
+    async fn small_logs(&self, after: Option<AttemptId>, below: u64, limit: u32) -> Result<Vec<AttemptId>> {
+        self.inner.small_logs(after, below, limit).await
+    }
     async fn log_chunks(&self, attempt: AttemptId, from: u64, limit: u32) -> Result<Vec<LogChunk>> {
         self.inner.log_chunks(attempt, from, limit).await
     }

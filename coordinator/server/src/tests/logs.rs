@@ -11,6 +11,10 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 use super::support::{FakeWorker, Farm, PIPELINE, Repository, ended, records, request};
+use crate::blobs::sha256_hex;
+use crate::logs::compact;
+use crate::retention::without_rows;
+use buildyard_store::Fenced;
 use buildyard_types::worker::AttemptOrder;
 
 async fn begun() -> (Farm, FakeWorker, AttemptOrder) {
@@ -102,6 +106,60 @@ async fn compacted_logs_read_the_same() {
     while files().len() > 1 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Writes a log in one chunk for each record; gives it.
+async fn in_small_chunks(worker: &FakeWorker, order: &AttemptOrder) -> Vec<u8> {
+    let log = records(&["a", "b", "c", "d", "e"]);
+    for pair in boundaries(&log).windows(2) {
+        worker.log(order, pair[0] as u64, &log[pair[0]..pair[1]]).await.done();
+    }
+    log
+}
+
+#[tokio::test]
+async fn a_log_of_many_rows_loses_no_file_to_the_search_for_orphans() {
+    let (farm, worker, order) = begun().await;
+    in_small_chunks(&worker, &order).await;
+    let store = farm.coordinator.app.store.clone();
+    let files = farm.coordinator.app.blobs.older_than("logs", std::time::Duration::ZERO, 100).unwrap();
+    assert_eq!(files.len(), 7);
+    let stray = format!("logs/{}/stray", order.attempt);
+    let with_stray = || files.iter().cloned().chain([stray.clone()]).collect();
+    for page in [1, 2, 3, 7, 8, 100] {
+        let unnamed = without_rows(&*store, order.attempt, with_stray(), page).await.unwrap();
+        assert_eq!(Vec::from_iter(unnamed), [stray.as_str()], "{page} rows at a time");
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_many_rows_is_compacted_to_its_end() {
+    let (farm, worker, order) = begun().await;
+    let log = in_small_chunks(&worker, &order).await;
+    let app = &farm.coordinator.app;
+    compact(&*app.store, &app.blobs, order.attempt, 3).await.unwrap();
+    let chunks = app.store.log_chunks(order.attempt, 0, 100).await.unwrap();
+    assert_eq!(chunks.len(), 3, "three, three and one of seven: {chunks:?}");
+    let path = format!("/api/v1/attempts/{}/log?format=raw", order.attempt);
+    assert_eq!(farm.get(&path).await.body, log);
+}
+
+#[tokio::test]
+async fn a_compaction_that_a_crash_cut_off_is_taken_up() {
+    let (farm, worker, order) = begun().await;
+    let log = in_small_chunks(&worker, &order).await;
+    let by = Fenced { worker: worker.id, attempt: order.attempt, fence: order.fence };
+    // Finished on record, and nobody was told to compact it.
+    let store = farm.coordinator.app.store.clone();
+    store.finish_log(by, log.len() as u64, &sha256_hex(&log)).await.unwrap();
+    drop((store, worker));
+    let farm = Farm::open(farm.crash().await).await;
+    let store = farm.coordinator.app.store.clone();
+    while store.log_chunks(order.attempt, 0, 100).await.unwrap().len() > 1 {
+        tokio::task::yield_now().await;
+    }
+    let path = format!("/api/v1/attempts/{}/log?format=raw", order.attempt);
+    assert_eq!(farm.get(&path).await.body, log);
 }
 
 /// Reads an event stream up to a number of events; gives id, kind and data of each.

@@ -160,6 +160,33 @@ pub(super) async fn only_whole_chunks_are_compacted(maker: &dyn Maker) {
     assert_readable(&*store, &chunks).await;
 }
 
+pub(super) async fn logs_in_small_chunks_are_found(maker: &dyn Maker) {
+    let store = maker.fresh().await;
+    commit(&*store, (1..=6).flat_map(live_run).collect()).await;
+    // One chunk; two; two of which one is long; two; two, but not finished; nothing.
+    let lengths: [&[u64]; 6] = [&[10], &[10, 20], &[10, 100], &[99, 99], &[10, 10], &[]];
+    for (number, lengths) in (1..).zip(lengths) {
+        let mut offset = 0;
+        for length in lengths {
+            store.append_log(by(number), &chunk(number, offset, *length)).await.unwrap();
+            offset += length;
+        }
+        if number != 5 {
+            store.finish_log(by(number), offset, "aa").await.unwrap();
+        }
+    }
+    let (second, fourth) = (by(2).attempt, by(4).attempt);
+    let store = maker.reopen(store).await;
+    for (after, limit, expected) in [
+        (None, 10, vec![second, fourth]),
+        (None, 1, vec![second]),
+        (Some(second), 10, vec![fourth]),
+        (Some(fourth), 10, vec![]),
+    ] {
+        assert_eq!(store.small_logs(after, 100, limit).await.unwrap(), expected, "{after:?} {limit}");
+    }
+}
+
 pub(super) async fn many_logs_grow_at_once(maker: &dyn Maker) {
     const LOGS: u64 = 40;
     let store = maker.fresh().await;
