@@ -46,6 +46,7 @@ pub(crate) enum Code {
     Unavailable,
     TooManyStreams,
     ShuttingDown,
+    OutcomeUnknown,
     DiskLow,
 }
 
@@ -88,6 +89,7 @@ impl Code {
             Code::Unavailable => (503, "unavailable", "The store does not answer"),
             Code::TooManyStreams => (503, "too-many-streams", "Too many streams are open"),
             Code::ShuttingDown => (503, "shutting-down", "The coordinator is shutting down"),
+            Code::OutcomeUnknown => (504, "outcome-unknown", "It is not known whether this was done"),
             Code::DiskLow => (507, "disk-low", "The coordinator's disk is nearly full"),
         }
     }
@@ -111,6 +113,15 @@ impl ApiError {
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same error, when a part of what was asked for is on record already: "try again" alone would be wrong.
+    pub(crate) fn after_a_change(mut self) -> Self {
+        if matches!(self.code, Code::Unavailable | Code::ShuttingDown) {
+            self.code = Code::OutcomeUnknown;
+            self.hint = Some("a part of it is on record: look, or ask again with the same key".to_owned());
+        }
         self
     }
 

@@ -68,10 +68,11 @@ async fn trigger(
     let mut runs = Vec::new();
     // One after the other, so that numbers follow the order of the names.
     for file in &resolved.files {
-        runs.push(submit(&app, &admin, &resolved, file, request.key.as_deref()).await?);
+        let made = submit(&app, &admin, &resolved, file, request.key.as_deref()).await;
+        runs.push(made.map_err(|error| if runs.is_empty() { error } else { error.after_a_change() })?);
     }
     let found = runs.into_iter().map(|run| (run, source_of(&resolved))).collect();
-    Ok((StatusCode::CREATED, Json(views(&app, found).await?)))
+    Ok((StatusCode::CREATED, Json(views(&app, found).await.map_err(ApiError::after_a_change)?)))
 }
 
 fn check_key(key: Option<&str>) -> ApiResult<()> {
@@ -215,5 +216,5 @@ async fn cancel(State(app): AppState, admin: Admin, Id(run): Id<RunId>) -> ApiRe
     let by = format!("by {}", admin.name);
     let act = Act { actor: admin.name, act: "run.cancel", subject: Some(run.to_string()) };
     app.driver.decide(Input::CancelRun { run, by }, Vec::new(), Some(act)).await?;
-    view_of(&app, run).await.map(Json)
+    view_of(&app, run).await.map(Json).map_err(ApiError::after_a_change)
 }

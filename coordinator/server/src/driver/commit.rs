@@ -76,7 +76,7 @@ impl Driver {
         for pending in turn.pending {
             match pending {
                 // Whoever asked may be gone; the deed is on record all the same.
-                Pending::Reply(answer, reply) => drop(answer.send(Ok(reply))),
+                Pending::Reply(answer, reply) => answer.tell(Ok(reply)),
                 Pending::Sync { worker, reported, answer, reply: Reply::Rejected(why) } => {
                     drop((worker, reported));
                     drop(answer.send(Err(DriverError::Rejected(why))));
@@ -115,6 +115,14 @@ impl Driver {
     pub(super) async fn refuse(&mut self, turn: Turn, error: StoreError) -> Result<(), DriverEnd> {
         if let Some(end) = fatal(&error) {
             self.holds.refuse_all(&DriverError::Stopping);
+            if matches!(error, StoreError::EpochOver { .. }) {
+                // Refused as a whole. After any other end nobody knows whether the commit reached the disk.
+                for pending in turn.pending {
+                    if let Pending::Reply(answer, _) = pending {
+                        answer.tell(Err(DriverError::Stopping));
+                    }
+                }
+            }
             return Err(end(error));
         }
         tracing::error!(error = %chain(&error), "a commit failed; the farm is read anew from the store");
@@ -122,7 +130,7 @@ impl Driver {
         let mut looks = Vec::new();
         for pending in turn.pending {
             match pending {
-                Pending::Reply(answer, _) => drop(answer.send(Err(DriverError::Unavailable))),
+                Pending::Reply(answer, _) => answer.tell(Err(DriverError::Unavailable)),
                 Pending::Sync { worker, reported, answer, reply: _ } => {
                     let until = self.parts.clock.now() + BARE_HOLD;
                     self.holds.hold(worker, Hold { reported, idle: self.renewal(), until, answer });
@@ -195,7 +203,7 @@ impl Driver {
             match call {
                 None => return,
                 Some(Call::Decide { answer, .. } | Call::Grant { answer, .. }) => {
-                    drop(answer.send(Err(DriverError::Unavailable)))
+                    answer.tell(Err(DriverError::Unavailable));
                 }
                 Some(Call::Sync { worker, request, answer }) => {
                     let reported = Reported::from(request);

@@ -1,5 +1,7 @@
 //! What others hold of the driver.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use buildyard_scheduler::{Core, Input, Reply};
@@ -10,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Call, DriverError};
 
-/// Longest wait to be let into the queue and for a commit, together. Beyond it the caller hears 503 and may
-/// send the same again; a proxy before us would give up soon after.
+/// Longest wait to be let into the queue and for a commit, together: a proxy before us would give up soon after.
+/// Beyond it a call that was not taken up never will be; what became of one that was is not known.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The act of a person or of an administrator's token, for the audit.
@@ -25,15 +27,53 @@ pub(crate) struct Act {
     pub(crate) subject: Option<String>,
 }
 
+/// Where a change is answered. Either the driver takes the call up or its caller gives it up, never both: so who
+/// gave up in time knows that nothing was changed.
+pub(crate) struct Answer {
+    sender: oneshot::Sender<Result<Reply, DriverError>>,
+    settled: Arc<AtomicBool>,
+}
+
+impl Answer {
+    /// Takes the call up; false if nobody waits for it any more.
+    pub(super) fn take_up(&self) -> bool {
+        !self.sender.is_closed() && !self.settled.swap(true, Ordering::Relaxed)
+    }
+
+    /// Tells the caller, who may be gone.
+    pub(super) fn tell(self, reply: Result<Reply, DriverError>) {
+        drop(self.sender.send(reply));
+    }
+}
+
 /// Sends calls to the driver. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct DriverHandle {
     calls: mpsc::Sender<Call>,
+    patience: Duration,
 }
 
 impl DriverHandle {
     pub(crate) fn new(calls: mpsc::Sender<Call>) -> Self {
-        Self { calls }
+        Self { calls, patience: PATIENCE }
+    }
+
+    /// The same with another patience.
+    #[cfg(test)]
+    pub(crate) fn patient(&self, patience: Duration) -> Self {
+        Self { calls: self.calls.clone(), patience }
+    }
+
+    /// Asks for a change.
+    async fn change(&self, call: impl FnOnce(Answer) -> Call) -> Result<Reply, DriverError> {
+        let settled = Arc::new(AtomicBool::new(false));
+        let told = self.ask(|sender| call(Answer { sender, settled: settled.clone() })).await;
+        match told {
+            Ok(told) => told,
+            // Still in the queue, and given up with this.
+            Err(error) if !settled.swap(true, Ordering::Relaxed) => Err(error),
+            Err(_) => Err(DriverError::Unknown),
+        }
     }
 
     async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, DriverError> {
@@ -43,7 +83,7 @@ impl DriverHandle {
             self.calls.send(call).await.map_err(|_| DriverError::Stopping)?;
             receiver.await.map_err(|_| self.silence())
         };
-        tokio::time::timeout(PATIENCE, told).await.map_err(|_| DriverError::Busy)?
+        tokio::time::timeout(self.patience, told).await.map_err(|_| DriverError::Busy)?
     }
 
     /// Has an input decided and committed.
@@ -53,7 +93,7 @@ impl DriverHandle {
         tokens: Vec<Token>,
         act: Option<Act>,
     ) -> Result<Reply, DriverError> {
-        match self.ask(|answer| Call::Decide { input: Box::new(input), tokens, act, answer }).await?? {
+        match self.change(|answer| Call::Decide { input: Box::new(input), tokens, act, answer }).await? {
             Reply::Rejected(why) => Err(DriverError::Rejected(why)),
             reply @ (Reply::Done | Reply::Run(_) | Reply::Sync { .. }) => Ok(reply),
         }
@@ -61,7 +101,7 @@ impl DriverHandle {
 
     /// Makes a credential good.
     pub(crate) async fn grant(&self, token: Token, act: Act) -> Result<(), DriverError> {
-        self.ask(|answer| Call::Grant { token, act, answer }).await??;
+        self.change(|answer| Call::Grant { token, act, answer }).await?;
         Ok(())
     }
 
@@ -73,7 +113,7 @@ impl DriverHandle {
     ) -> Result<SyncResponse, DriverError> {
         let (answer, receiver) = oneshot::channel();
         let call = Call::Sync { worker, request, answer };
-        let sent = tokio::time::timeout(PATIENCE, self.calls.send(call)).await;
+        let sent = tokio::time::timeout(self.patience, self.calls.send(call)).await;
         sent.map_err(|_| DriverError::Busy)?.map_err(|_| DriverError::Stopping)?;
         receiver.await.map_err(|_| self.silence())?
     }

@@ -11,10 +11,10 @@ mod holds;
 mod task;
 
 use buildyard_scheduler::input::Rejection;
-pub(crate) use handle::{Act, DriverHandle};
+pub(crate) use handle::{Act, Answer, DriverHandle};
 pub(crate) use task::{Driver, DriverParts};
 
-use buildyard_scheduler::{Core, Input, Reply};
+use buildyard_scheduler::{Core, Input};
 use buildyard_store::{StoreError, Token};
 use buildyard_types::worker::SyncRequest;
 use buildyard_types::{RunId, Timestamp, WorkerId};
@@ -43,7 +43,7 @@ pub(crate) enum Call {
         /// Who did it, where it is the act of a person.
         act: Option<Act>,
         /// Told after the commit.
-        answer: oneshot::Sender<Result<Reply, DriverError>>,
+        answer: Answer,
     },
     /// A credential is to be good, without any change of the farm.
     Grant {
@@ -52,7 +52,7 @@ pub(crate) enum Call {
         /// Who made it.
         act: Act,
         /// Told after the commit.
-        answer: oneshot::Sender<Result<Reply, DriverError>>,
+        answer: Answer,
     },
     /// A worker says what it holds and waits for news.
     Sync {
@@ -80,9 +80,12 @@ pub(crate) enum DriverError {
     /// The commit failed, or the core is being rebuilt. Nothing was changed.
     #[error("the store does not answer; nothing was changed")]
     Unavailable,
-    /// The calls before this one took too long.
-    #[error("the coordinator is too busy")]
+    /// The calls before this one took too long. It was given up, and nothing was changed.
+    #[error("the coordinator is too busy; nothing was changed")]
     Busy,
+    /// The call was taken up, and what became of it is not known: its commit hangs, or the process ends.
+    #[error("the change is not confirmed: it may be on record, now or in a moment")]
+    Unknown,
     /// The input's premises do not hold; nothing was changed.
     #[error(transparent)]
     Rejected(Rejection),
@@ -99,6 +102,9 @@ impl From<DriverError> for ApiError {
             DriverError::Unavailable | DriverError::Busy => {
                 ApiError::new(Code::Unavailable, text).hint("send the same request again").retry_after(2)
             }
+            DriverError::Unknown => ApiError::new(Code::OutcomeUnknown, text)
+                .hint("look whether it was done, or ask again with the same key")
+                .retry_after(5),
             DriverError::Stopping => ApiError::new(Code::ShuttingDown, text).retry_after(5),
         }
     }

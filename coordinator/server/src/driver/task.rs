@@ -8,10 +8,10 @@ use buildyard_scheduler::lifecycle::run::RunState;
 use buildyard_scheduler::{Core, Input, Loaded, Reply, Settings, State};
 use buildyard_store::{AuditLine, Batch, Snapshot, Store, StoreError};
 use buildyard_types::{Epoch, Millis, RunId, Timestamp, WorkerId};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::holds::{Holds, Reported, SyncAnswer};
-use super::{Act, BATCH, Call, DriverEnd, DriverError, View};
+use super::{Act, Answer, BATCH, Call, DriverEnd, DriverError, View};
 use crate::app::closed;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
@@ -50,7 +50,7 @@ pub(crate) struct Driver {
 
 /// An answer that waits for the commit.
 pub(super) enum Pending {
-    Reply(oneshot::Sender<Result<Reply, DriverError>>, Reply),
+    Reply(Answer, Reply),
     Sync { worker: WorkerId, reported: Reported, answer: SyncAnswer, reply: Reply },
     Look(View),
 }
@@ -151,6 +151,8 @@ impl Driver {
     fn take(&mut self, turn: &mut Turn, call: Call, now: Timestamp) {
         turn.taken += 1;
         match call {
+            // Nobody waits for it any more, and whoever did was told that nothing was changed.
+            Call::Decide { answer, .. } | Call::Grant { answer, .. } if !answer.take_up() => {}
             Call::Decide { input, tokens, act, answer } => {
                 let reply = self.decide(turn, *input, act, now);
                 if !matches!(reply, Reply::Rejected(_)) {

@@ -22,6 +22,9 @@ const AT_ONCE: usize = 4;
 /// Tries before the commit counts as not to be had, with a wait before each but the first.
 const TRIES: u32 = 3;
 const RETRY: Duration = Duration::from_millis(500);
+/// First wait before a driver that gave no answer is asked again; doubled up to the last.
+const ASK_FIRST: Duration = Duration::from_millis(100);
+const ASK_LAST: Duration = Duration::from_secs(5);
 
 /// Runs until the process ends.
 pub(crate) async fn source_task(
@@ -33,7 +36,7 @@ pub(crate) async fn source_task(
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        match driver.take_received(1).await {
+        match told(|| driver.take_received(1)).await {
             Ok(runs) if !runs.is_empty() => {
                 let (driver, mirrors) = (driver.clone(), mirrors.clone());
                 tokio::spawn(async move {
@@ -44,8 +47,8 @@ pub(crate) async fn source_task(
                 });
                 continue;
             }
-            Ok(_) | Err(DriverError::Unavailable | DriverError::Busy | DriverError::Rejected(_)) => {}
-            Err(DriverError::Stopping) => return,
+            Ok(_) => {}
+            Err(_) => return,
         }
         drop(permit);
         tokio::select! {
@@ -55,16 +58,34 @@ pub(crate) async fn source_task(
     }
 }
 
+/// Asks the driver until it answers. A run that was given out is named again by nobody before the next start, so
+/// giving up would leave it received for as long. The error is a refusal, or the end of the process.
+async fn told<T, F: Future<Output = Result<T, DriverError>>>(
+    mut ask: impl FnMut() -> F,
+) -> Result<T, DriverError> {
+    let mut wait = ASK_FIRST;
+    loop {
+        match ask().await {
+            Err(DriverError::Unavailable | DriverError::Busy | DriverError::Unknown) => {}
+            told @ (Ok(_) | Err(DriverError::Rejected(_) | DriverError::Stopping)) => return told,
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(ASK_LAST);
+    }
+}
+
 async fn work(driver: &DriverHandle, mirrors: &Mirrors, run: RunId) {
-    let known = driver.look(move |core, _| {
-        core.state().runs.get(&run).map(|known| (known.source.clone(), known.file.clone()))
+    let known = told(|| {
+        driver.look(move |core, _| {
+            core.state().runs.get(&run).map(|known| (known.source.clone(), known.file.clone()))
+        })
     });
-    // If the driver does not know the run any more, there is nothing to read; if it does not answer, it will
-    // name the run again.
+    // If the driver does not know the run any more, there is nothing to read.
     let Ok(Some((source, file))) = known.await else { return };
     let result = read(mirrors, run, &source, &file).await;
     let input = Input::Compiled { run, result };
-    if let Err(error) = driver.decide(input, Vec::new(), None).await {
+    // What was on record although its answer was lost is refused the second time, and that is fine.
+    if let Err(error) = told(|| driver.decide(input.clone(), Vec::new(), None)).await {
         tracing::warn!(run_id = %run, error = %error, "what was read could not be handed over");
     }
 }
@@ -123,5 +144,20 @@ fn no_pipeline(file: &str) -> Diagnostic {
         code: "no-pipeline".to_owned(),
         message: "the commit has no pipeline.toml and no .buildyard/*.toml".to_owned(),
         help: Some("`buildyard init` writes one; commit it".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_gives_no_answer_is_asked_again() {
+        let silences = [DriverError::Busy, DriverError::Unavailable, DriverError::Unknown].into_iter();
+        let mut silences = silences.cycle().take(50);
+        let answer = told(|| std::future::ready(silences.next().map_or(Ok("at last"), Err))).await;
+        assert_eq!(answer, Ok("at last"));
+        let answer = told(|| std::future::ready(Err::<(), _>(DriverError::Stopping))).await;
+        assert_eq!(answer, Err(DriverError::Stopping));
     }
 }

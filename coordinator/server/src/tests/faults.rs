@@ -17,6 +17,8 @@ use buildyard_types::{AttemptId, Epoch, Outcome, RunId, Timestamp};
 
 use tokio::sync::Semaphore;
 
+use crate::driver::DriverError;
+
 use super::support::{Farm, PIPELINE, Repository, ended, running};
 
 /// A store whose next commits and loads fail.
@@ -238,6 +240,38 @@ async fn nothing_is_said_before_the_commit_and_many_inputs_share_one() {
     assert_eq!(runs.len(), 100);
     let commits = faults.committed.load(Ordering::SeqCst) - before;
     assert!(commits < 20, "{commits} commits for 100 inputs that waited together");
+}
+
+#[tokio::test]
+async fn a_call_that_was_given_up_is_never_carried_out() {
+    let (farm, faults) = failing().await;
+    let shut = faults.gate.clone().acquire_owned().await.unwrap();
+    let hasty = farm.coordinator.app.driver.patient(std::time::Duration::from_millis(1));
+    let submit = |key: &str| {
+        let source = buildyard_types::worker::SourceRef {
+            repository: "/nowhere".into(),
+            commit: "0".repeat(40),
+            ref_name: None,
+        };
+        let file = "pipeline.toml".to_owned();
+        let requested_by = "triggered by a test".to_owned();
+        let key = Some(key.to_owned());
+        let input = buildyard_scheduler::Input::Submit { source, file, requested_by, key };
+        Box::pin(hasty.decide(input, Vec::new(), None))
+    };
+    // The first is taken up and its commit hangs; the second is still in the queue.
+    let (mut first, mut second) = (submit("first"), submit("second"));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(futures_util::poll!(&mut second).is_pending());
+    assert_eq!(first.await.unwrap_err(), DriverError::Unknown);
+    assert_eq!(second.await.unwrap_err(), DriverError::Busy);
+    drop(shut);
+    let patient = &farm.coordinator.app.driver;
+    let keys = patient.look(|core, _| core.state().keys.keys().cloned().collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(keys, ["first"]);
 }
 
 #[tokio::test]
