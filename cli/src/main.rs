@@ -4,6 +4,7 @@
 //! and the worker's. This crate reads the command line and configuration, calls them, and says what happened.
 
 mod args;
+mod beneath;
 mod checkout;
 mod client;
 mod commands;

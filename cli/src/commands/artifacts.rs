@@ -1,7 +1,8 @@
 //! `buildyard artifacts`
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use buildyard_types::RunId;
 use buildyard_types::api::ArtifactView;
 use buildyard_types::size::rounded;
 use buildyard_types::worker::ArtifactFile;
@@ -10,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use crate::Context;
+use crate::beneath::{self, Beneath, Root};
 use crate::client::Client;
 use crate::exit::{CliError, Result};
 use crate::output::{self, Table};
@@ -43,7 +45,8 @@ pub(crate) struct ListArgs {
 /// What, and whereto.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Files land in DIR/JOB/ARTIFACT/PATH.
+Files land in DIR/JOB/ARTIFACT/PATH; where a commit has several runs, in DIR/PIPELINE/JOB/ARTIFACT/PATH.
+Links below DIR are not followed.
 
 Examples:
   buildyard artifacts get 42
@@ -54,9 +57,9 @@ pub(crate) struct GetArgs {
     /// Only the artifact of this name
     #[arg(long)]
     name: Option<String>,
-    /// Folder to write to; made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "artifacts")]
-    out: PathBuf,
+    /// Folder to write to; made if it is not there [default: artifacts]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 /// Carries the command out.
@@ -69,22 +72,29 @@ pub(crate) async fn run(context: &Context, args: ArtifactsArgs) -> Result {
     }
 }
 
-async fn artifacts_of(client: &Client, id: Option<&str>) -> Result<Vec<ArtifactView>> {
+/// The artifacts of each run that is meant; of one job alone where that was named.
+async fn artifacts_of(client: &Client, id: Option<&str>) -> Result<Vec<(RunId, Vec<ArtifactView>)>> {
     let (runs, job) = match target::resolve(client, id).await? {
         Target::Runs(runs) => (runs, None),
         Target::Job(job) => (vec![job.run], Some(job)),
         Target::Attempt(attempt) => (vec![attempt.run()], Some(attempt.job)),
     };
-    let mut found: Vec<ArtifactView> = Vec::new();
+    let mut found = Vec::new();
     for run in runs {
-        let artifacts: Vec<ArtifactView> = client.get(&["runs", &run.to_string(), "artifacts"], &[]).await?;
-        found.extend(artifacts.into_iter().filter(|artifact| job.is_none_or(|job| artifact.job == job)));
+        let mut artifacts: Vec<ArtifactView> =
+            client.get(&["runs", &run.to_string(), "artifacts"], &[]).await?;
+        artifacts.retain(|artifact| job.is_none_or(|job| artifact.job == job));
+        found.push((run, artifacts));
     }
     Ok(found)
 }
 
+fn all(runs: Vec<(RunId, Vec<ArtifactView>)>) -> Vec<ArtifactView> {
+    runs.into_iter().flat_map(|(_, artifacts)| artifacts).collect()
+}
+
 async fn list(context: &Context, client: &Client, id: Option<&str>) -> Result {
-    let artifacts = artifacts_of(client, id).await?;
+    let artifacts = all(artifacts_of(client, id).await?);
     if context.ui.json() {
         return output::print_json(&artifacts);
     }
@@ -105,61 +115,87 @@ async fn list(context: &Context, client: &Client, id: Option<&str>) -> Result {
 }
 
 async fn get(context: &Context, client: &Client, args: GetArgs) -> Result {
-    let mut artifacts = artifacts_of(client, args.id.as_deref()).await?;
+    let mut runs = artifacts_of(client, args.id.as_deref()).await?;
     if let Some(name) = &args.name {
-        artifacts.retain(|artifact| artifact.name == *name);
-        if artifacts.is_empty() {
+        for (_, artifacts) in &mut runs {
+            artifacts.retain(|artifact| artifact.name == *name);
+        }
+        if runs.iter().all(|(_, artifacts)| artifacts.is_empty()) {
             return Err(CliError::usage(format!("there is no artifact `{name}`"))
                 .hint("`buildyard artifacts list` shows what was kept"));
         }
     }
+    let (out, root) = match args.out {
+        Some(out) => (out, Root::Named),
+        None => (PathBuf::from("artifacts"), Root::Usual),
+    };
+    let folders = folders_of(client, &runs).await?;
+    let beneath = Beneath::open(&out, root).map_err(|error| cannot_write(&out, error))?;
     let mut written = 0;
-    for artifact in &artifacts {
-        let folder = args.out.join(below(&artifact.job_name)?).join(below(&artifact.name)?);
-        for file in &artifact.files {
-            fetch(client, artifact, file, &folder.join(below(&file.path)?)).await?;
-            written += 1;
+    for ((_, artifacts), folder) in runs.iter().zip(folders) {
+        for artifact in artifacts {
+            let folder = folder.join(below(&artifact.job_name)?).join(below(&artifact.name)?);
+            for file in &artifact.files {
+                let path = folder.join(below(&file.path)?);
+                fetch(client, artifact, file, &beneath, &path, &out).await?;
+                written += 1;
+            }
         }
     }
     if context.ui.json() {
-        return output::print_json(&artifacts);
+        return output::print_json(&all(runs));
     }
     let noun = if written == 1 { "file" } else { "files" };
-    context.ui.progress(&format!("{written} {noun} written below {}", args.out.display()));
+    context.ui.progress(&format!("{written} {noun} written below {}", out.display()));
     Ok(())
 }
 
-/// A path that stays below the folder it is joined to. The coordinator promises such paths; whoever downloads
-/// does not have to believe it.
-fn below(path: &str) -> Result<PathBuf> {
-    let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-    if path.is_empty() || path.contains('\0') || !inside {
-        return Err(CliError::farm(format!(
-            "the coordinator names a file `{path}`, which leaves the folder"
-        ))
-        .hint("nothing was written there; tell whoever runs the farm"));
+/// Where the artifacts of each run go. Several pipelines may have jobs and artifacts of one name.
+async fn folders_of(client: &Client, runs: &[(RunId, Vec<ArtifactView>)]) -> Result<Vec<PathBuf>> {
+    if let [_] = runs {
+        return Ok(vec![PathBuf::new()]);
     }
-    Ok(path.into())
+    let mut names = Vec::new();
+    for (run, _) in runs {
+        names.push((target::run(client, *run).await?.pipeline, run.to_string()));
+    }
+    let names: Vec<(&str, &str)> = names.iter().map(|(name, run)| (name.as_str(), run.as_str())).collect();
+    beneath::folders(&names).into_iter().map(|folder| below(&folder.to_string_lossy())).collect()
+}
+
+/// The coordinator promises paths that stay below; whoever downloads does not have to believe it.
+fn below(path: &str) -> Result<PathBuf> {
+    beneath::stays_below(path).ok_or_else(|| {
+        CliError::farm(format!("the coordinator names a file `{path}`, which leaves the folder"))
+            .hint("nothing was written there; tell whoever runs the farm")
+    })
+}
+
+fn cannot_write(path: &Path, error: std::io::Error) -> CliError {
+    let in_the_way = beneath::is_link(&error);
+    let failed = CliError::file("write", path, error);
+    match in_the_way {
+        true => failed
+            .hint("a link or a file stands where a folder must be; remove it, or name another with --out"),
+        false => failed,
+    }
 }
 
 /// Writes one file under a temporary name and gives it its own once its hash is right.
-async fn fetch(client: &Client, artifact: &ArtifactView, file: &ArtifactFile, target: &Path) -> Result {
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let cannot = |attempt: &'static str, error| CliError::file(attempt, target, error);
-    tokio::fs::create_dir_all(folder).await.map_err(|error| CliError::file("make", folder, error))?;
-    let partial = folder.join(format!(".buildyard-{:016x}.part", rand::random::<u64>()));
-    let mut options = tokio::fs::OpenOptions::new();
-    let mode = if file.executable { 0o755 } else { 0o644 };
-    let output = options.write(true).create_new(true).mode(mode).open(&partial).await;
-    let mut output = output.map_err(|error| cannot("write", error))?;
-    let result = download(client, artifact, file, &mut output).await;
-    drop(output);
-    if result.is_err() {
-        // The error that is on its way out says more than a failed clean-up would.
-        let _ = tokio::fs::remove_file(&partial).await;
-        return result;
-    }
-    tokio::fs::rename(&partial, target).await.map_err(|error| cannot("write", error))
+async fn fetch(
+    client: &Client,
+    artifact: &ArtifactView,
+    file: &ArtifactFile,
+    beneath: &Beneath,
+    path: &Path,
+    out: &Path,
+) -> Result {
+    let cannot = |error| cannot_write(&out.join(path), error);
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let (partial, output) = beneath.begin(folder, file.executable).map_err(cannot)?;
+    download(client, artifact, file, &mut tokio::fs::File::from_std(output)).await?;
+    partial.keep(name).map_err(cannot)
 }
 
 async fn download(
@@ -194,19 +230,4 @@ async fn download(
         .hint("ask again; if it stays so, the coordinator's disk is damaged"));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_name_leaves_the_folder() {
-        for path in ["out/deep/file", "a..b", "..."] {
-            assert_eq!(below(path).unwrap(), Path::new(path));
-        }
-        for path in ["", "/etc/shadow", "../x", "a/../../x", "./a", "a\0b"] {
-            assert!(below(path).is_err(), "{path}");
-        }
-    }
 }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{serve, summary};
 use crate::Context;
+use crate::beneath::{self, Beneath, Root};
 use crate::exit::{self, CliError, Kind, Result};
 use crate::local::drive::Driver;
 use crate::local::farm::LocalFarm;
@@ -47,7 +48,8 @@ pub(crate) struct RunArgs {
     /// The pipeline file, where there are several
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Keep artifacts in this folder, as DIR/JOB/ARTIFACT/PATH; otherwise they are dropped
+    /// Keep artifacts in this folder, as DIR/JOB/ARTIFACT/PATH, or DIR/PIPELINE/JOB/ARTIFACT/PATH where there
+    /// are several pipelines; otherwise they are dropped
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -199,14 +201,16 @@ async fn carry_out(
     let capacity = host::capacity(&info, &folder, &settings.capacity)
         .map_err(|error| CliError::farm("cannot look at this machine").because(error))?;
     let offered = Labels { facts: host::facts(&info), pools: BTreeSet::new() };
-    let driver = Driver::new(runner.clone(), Arc::new(checkout), context.ui, out, interrupted.clone());
+    let driver = Driver::new(runner.clone(), Arc::new(checkout), context.ui, interrupted.clone());
+    let out = out.map(|out| folders_of(&out, &pipelines)).transpose()?;
     let mut ends = Vec::new();
-    for compiled in pipelines {
+    for (index, compiled) in pipelines.into_iter().enumerate() {
         match compiled.result {
             Err(_) => ends.extend(refused(compiled)),
             Ok(pipeline) => {
                 warn_of_labels(context, &pipeline, &offered);
-                ends.push(run_one(&driver, pipeline, capacity).await?);
+                let out = out.as_ref().map(|folders| folders[index].as_path());
+                ends.push(run_one(&driver, pipeline, capacity, out).await?);
             }
         }
         if *interrupted.borrow() {
@@ -223,6 +227,23 @@ async fn carry_out(
 fn make_dir(path: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(path).map_err(|error| CliError::file("make", path, error))?;
     path.canonicalize().map_err(|error| CliError::file("find", path, error))
+}
+
+/// The folder of each pipeline's artifacts, made. What is in `out` may come from the repository.
+fn folders_of(out: &Path, pipelines: &[Compiled]) -> Result<Vec<PathBuf>> {
+    let name =
+        |one: &Compiled| one.result.as_ref().map_or(one.file.clone(), |pipeline| pipeline.name.clone());
+    let names: Vec<(String, &str)> = pipelines.iter().map(|one| (name(one), one.file.as_str())).collect();
+    let names: Vec<(&str, &str)> = names.iter().map(|(name, file)| (name.as_str(), *file)).collect();
+    let beneath = Beneath::open(out, Root::Named).map_err(|error| CliError::file("open", out, error))?;
+    let make = |(folder, one): (&Path, &Compiled)| {
+        let path = out.join(folder);
+        if one.result.is_ok() {
+            beneath.make(folder).map_err(|error| CliError::file("make", &path, error))?;
+        }
+        Ok(path)
+    };
+    beneath::folders(&names).into_iter().zip(pipelines).map(make).collect()
 }
 
 fn cannot_run(error: LocalError) -> CliError {
@@ -243,13 +264,18 @@ fn warn_of_labels(context: &Context, pipeline: &Pipeline, offered: &Labels) {
     }
 }
 
-async fn run_one(driver: &Driver, pipeline: Pipeline, capacity: Capacity) -> Result<LocalRun> {
+async fn run_one(
+    driver: &Driver,
+    pipeline: Pipeline,
+    capacity: Capacity,
+    out: Option<&Path>,
+) -> Result<LocalRun> {
     let (name, file) = (pipeline.name.clone(), pipeline.file.clone());
     let width = pipeline.jobs.iter().map(|job| job.name.chars().count()).max().unwrap_or(0);
     let several = pipeline.jobs.len() > 1;
     let prefix = |job: &str| several.then(|| format!("{job:<width$} | "));
     let mut farm = LocalFarm::begin(pipeline, driver.checkout.source().clone(), capacity, driver.now());
-    let end = driver.run(&mut farm, prefix).await?;
+    let end = driver.run(&mut farm, out, prefix).await?;
     let jobs = farm
         .outcomes()
         .map(|(name, outcome)| LocalJobEnd { name: name.to_owned(), outcome: outcome.clone() })

@@ -1,7 +1,7 @@
 //! Carries out on this machine what the local farm orders.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,8 +29,6 @@ pub(crate) struct Driver {
     pub(crate) checkout: Arc<Checkout>,
     /// How logs are shown.
     pub(crate) ui: Ui,
-    /// Folder for artifacts; they are dropped where there is none.
-    pub(crate) out: Option<PathBuf>,
     /// Becomes true when the user wants it to end.
     pub(crate) interrupted: watch::Receiver<bool>,
     clock: Instant,
@@ -43,11 +41,10 @@ impl Driver {
         runner: Arc<LocalRunner>,
         checkout: Arc<Checkout>,
         ui: Ui,
-        out: Option<PathBuf>,
         interrupted: watch::Receiver<bool>,
     ) -> Self {
         let (clock, reader_left) = (Instant::now(), Arc::default());
-        Self { runner, checkout, ui, out, interrupted, clock, reader_left }
+        Self { runner, checkout, ui, interrupted, clock, reader_left }
     }
 
     /// Time as the scheduler wants it: from a clock that nobody sets. It begins late enough that nothing is
@@ -57,10 +54,12 @@ impl Driver {
         Timestamp(1_000_000_000).max(Timestamp(1_000_000_000 + u64::try_from(passed).unwrap_or(u64::MAX / 2)))
     }
 
-    /// Drives a run to its end; nothing is left of any attempt then.
+    /// Drives a run to its end; nothing is left of any attempt then. Artifacts go below `out`; they are dropped
+    /// where there is none.
     pub(crate) async fn run(
         &self,
         farm: &mut LocalFarm,
+        out: Option<&Path>,
         prefix: impl Fn(&str) -> Option<String>,
     ) -> Result<End> {
         let mut interrupted = self.interrupted.clone();
@@ -85,7 +84,7 @@ impl Driver {
             for order in response.run {
                 let (sender, stop) = watch::channel(false);
                 stops.insert(order.attempt, sender);
-                tasks.spawn(self.attempt(order.clone(), prefix(&order.spec.name), stop));
+                tasks.spawn(self.attempt(order.clone(), out, prefix(&order.spec.name), stop));
             }
             if is_busy {
                 continue;
@@ -106,6 +105,7 @@ impl Driver {
     fn attempt(
         &self,
         order: AttemptOrder,
+        out: Option<&Path>,
         prefix: Option<String>,
         mut stop: watch::Receiver<bool>,
     ) -> impl Future<Output = (AttemptId, EndReport)> + Send + use<> {
@@ -113,7 +113,7 @@ impl Driver {
         let mut output = Output::new(self.ui, prefix, self.reader_left.clone());
         let job = LocalJob {
             index: order.attempt.job.index.0,
-            artifacts: self.out.as_ref().map(|out| out.join(&order.spec.name)),
+            artifacts: out.map(|out| out.join(&order.spec.name)),
             spec: order.spec,
             pipeline: order.pipeline,
             log_cap: order.log_cap,
