@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use buildyard_types::worker::{AttemptReport, Capacity, SyncResponse};
+use buildyard_types::worker::{AttemptReport, Capacity, SyncResponse, longest_hold};
 use buildyard_types::{AttemptId, JobId, Millis, Timestamp, WorkerId};
 
 use crate::input::{Input, Reply};
@@ -107,8 +107,8 @@ impl Core {
         self.state.held(worker).map(|attempt| attempt.id).collect()
     }
 
-    /// How long a call that asks nothing of its worker is held: a third of the lease, at most 30 s.
+    /// How long a call that asks nothing of its worker is held at most.
     pub fn hold_ms(&self) -> Millis {
-        Millis((self.state.settings.lease_ms.0 / 3).min(30_000))
+        longest_hold(self.state.settings.lease_ms)
     }
 }

@@ -7,7 +7,7 @@
 //! | call | meaning |
 //! |---|---|
 //! | `POST /api/worker/v1/enrol` | a one-time token becomes an identity and a credential |
-//! | `POST /api/worker/v1/sync` | held until there is something to do, or for min(30 s, lease/3) |
+//! | `POST /api/worker/v1/sync` | held until there is something to do, for as long as the worker says, and for [`longest_hold`] at most |
 //! | `GET  /api/worker/v1/source/{run}/…` | the run's commit, as git's smart HTTP protocol |
 //! | `PATCH /api/worker/v1/attempts/{attempt}/log?offset=N` | log bytes; the answer is the length that is kept |
 //! | `POST /api/worker/v1/attempts/{attempt}/log/finish` | size and hash of the whole log |
@@ -31,6 +31,11 @@ use crate::time::Millis;
 pub const PROTOCOL: u32 = 1;
 /// Carries the fence of the attempt that a write speaks of.
 pub const FENCE_HEADER: &str = "buildyard-fence";
+
+/// The longest that a call is held under a lease, whatever the worker asks for: a third of it, at most 30 s.
+pub fn longest_hold(lease_ms: Millis) -> Millis {
+    Millis((lease_ms.0 / 3).min(30_000))
+}
 
 /// What a worker has to give. Facts are found by the worker; pools are not its to claim.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -93,6 +98,8 @@ pub struct SyncRequest {
     pub session: u64,
     /// Grows with each call of a session. An older call is answered at once when a newer one arrives.
     pub sequence: u64,
+    /// How long the call may be held. The worker cannot wait for its answer for longer than its lease bears.
+    pub hold_ms: Millis,
     /// What the worker has to give now.
     pub offer: Offer,
     /// Every attempt that it has not been told to forget.

@@ -32,7 +32,7 @@ pub(crate) struct Audit {
     /// Which plan a run belongs to.
     plans: BTreeMap<u64, RunPlan>,
     all_plans: Vec<RunPlan>,
-    /// Nothing goes wrong with the farm in this seed.
+    /// Nothing goes wrong in this seed that may cost an attempt.
     calm: bool,
     /// Numbers for the summary.
     pub(crate) attempts: u64,
@@ -41,7 +41,10 @@ pub(crate) struct Audit {
 impl Audit {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         let (settings, now) = (scenario.settings.clone(), Timestamp(0));
-        let nobody_dies = scenario.hosts.iter().all(|host| !host.dies);
+        let nothing_wrong = scenario.faults.is_empty()
+            && scenario.loss == 0
+            && scenario.prepare_fails == 0
+            && scenario.hosts.iter().all(|host| !host.dies);
         Self {
             broken: Vec::new(),
             model: State::from_snapshot(Epoch(0), settings, Loaded::default(), now),
@@ -50,10 +53,7 @@ impl Audit {
             outcomes: BTreeMap::new(),
             plans: BTreeMap::new(),
             all_plans: scenario.runs.clone(),
-            calm: scenario.faults.is_empty()
-                && scenario.loss == 0
-                && scenario.prepare_fails == 0
-                && nobody_dies,
+            calm: scenario.calm || nothing_wrong,
             attempts: 0,
         }
     }
@@ -82,7 +82,7 @@ impl Audit {
             Record::AttemptCreated { attempt } => {
                 self.attempts += 1;
                 if self.calm && attempt.id.number.0 > 1 {
-                    self.breaks("without faults nothing is tried again", attempt.id);
+                    self.breaks("without need nothing is tried again", attempt.id);
                 }
             }
             Record::JobChanged { .. }

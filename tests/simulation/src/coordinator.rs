@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use buildyard_scheduler::lifecycle::run::RunState;
 use buildyard_scheduler::{Compiled, Core, Input, Record, Reply, State};
 use buildyard_types::worker::{AttemptReport, SyncRequest, SyncResponse};
-use buildyard_types::{Epoch, RunId, Timestamp, WorkerId};
+use buildyard_types::{Epoch, Millis, RunId, Timestamp, WorkerId};
 
 use crate::host::host_of;
 use crate::scenario::Sabotage;
@@ -52,6 +52,7 @@ struct Call {
     host: usize,
     life: u64,
     sequence: u64,
+    hold_ms: Millis,
     reported: Vec<AttemptReport>,
 }
 
@@ -92,7 +93,8 @@ impl World {
             | Sabotage::NobodyFences
             | Sabotage::AnswerBeforeCommit
             | Sabotage::ForgetfulStore
-            | Sabotage::StartsUnasked => self.time(),
+            | Sabotage::StartsUnasked
+            | Sabotage::HoldsTooLong => self.time(),
         };
         let (epoch, settings) = (Epoch(self.coordinator.lives), self.scenario.settings.clone());
         let state = State::from_snapshot(epoch, settings, self.coordinator.store.load(), since);
@@ -128,7 +130,8 @@ impl World {
     }
 
     pub(crate) fn call_arrives(&mut self, host: usize, life: u64, request: SyncRequest) {
-        let call = Call { host, life, sequence: request.sequence, reported: request.attempts.clone() };
+        let (sequence, hold_ms) = (request.sequence, request.hold_ms);
+        let call = Call { host, life, sequence, hold_ms, reported: request.attempts.clone() };
         let input = Input::Sync {
             worker: self.hosts[host].worker(host),
             session: request.session,
@@ -334,7 +337,16 @@ impl World {
             return;
         };
         let (life, host, sequence) = (process.life, call.host, call.sequence);
-        let for_ms = process.core.hold_ms().0;
+        let longest = process.core.hold_ms();
+        let for_ms = match self.sabotage {
+            Sabotage::HoldsTooLong => longest.0,
+            Sabotage::Nothing
+            | Sabotage::NobodyFences
+            | Sabotage::AnswerBeforeCommit
+            | Sabotage::ForgetfulStore
+            | Sabotage::StartsUnasked
+            | Sabotage::NoTermAfterRestart => longest.min(call.hold_ms).0,
+        };
         process.held.insert(host, call);
         self.at(for_ms, Event::HeldLongEnough { life, host, sequence });
     }

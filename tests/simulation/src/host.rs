@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use buildyard_scheduler::Input;
-use buildyard_session::{Action, Event as Said, Held, JournalEntry, Session};
+use buildyard_session::{Action, CallTerms, Event as Said, Held, JournalEntry, Session};
 use buildyard_types::outcome::{InfraCause, TimeLimit};
 use buildyard_types::worker::{
     EndReport, Offer, PROTOCOL, StepReport, StopCause, SyncRequest, SyncResponse, Usage,
@@ -17,8 +17,6 @@ use crate::world::{Event, Killed, World};
 
 /// Longest that killing the steps takes. Less than margin and grace.
 const KILLING_TAKES: u64 = 1_500;
-/// A worker gives a call up after this. Longer than a call is held.
-const CALL_TIMEOUT: u64 = 8_000;
 
 /// A host.
 #[derive(Debug)]
@@ -42,6 +40,8 @@ struct Process {
     sequence: u64,
     /// Calls that may still be answered, and when they were sent.
     calls: BTreeMap<u64, Timestamp>,
+    /// What each attempt was told of its lease: all that its container hears of it.
+    until: BTreeMap<AttemptId, Timestamp>,
     ticks_at: Option<Timestamp>,
 }
 
@@ -110,7 +110,14 @@ impl World {
         this.lives += 1;
         let life = this.lives;
         let session = Session::adopt(this.journal.values().cloned());
-        this.process = Some(Process { life, session, sequence: 0, calls: BTreeMap::new(), ticks_at: None });
+        this.process = Some(Process {
+            life,
+            session,
+            sequence: 0,
+            calls: BTreeMap::new(),
+            until: BTreeMap::new(),
+            ticks_at: None,
+        });
         self.sweep_unknown(host);
         self.adopt(host, life);
         if self.hosts[host].enrolled {
@@ -200,11 +207,12 @@ impl World {
             process.calls.pop_first();
         }
         let (life, sequence) = (process.life, process.sequence);
+        let CallTerms { hold_ms, limit_ms } = process.session.call_terms(local);
         let attempts = process.session.report(local);
-        let request = SyncRequest { protocol: PROTOCOL, session, sequence, offer, attempts };
+        let request = SyncRequest { protocol: PROTOCOL, session, sequence, hold_ms, offer, attempts };
         let (up, _) = self.connected(host);
         self.send(up, Event::CallArrives { host, life, request });
-        self.at(CALL_TIMEOUT, Event::CallTimesOut { host, life, sequence });
+        self.at(limit_ms.0, Event::CallTimesOut { host, life, sequence });
     }
 
     pub(crate) fn call_times_out(&mut self, host: usize, life: u64, sequence: u64) {
@@ -298,6 +306,9 @@ impl World {
             Action::KeepAlive { attempt, until } => self.keep_alive(host, attempt, until),
             Action::Fence { attempt } => self.fence(host, life, attempt),
             Action::Forget { attempt } => {
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.until.remove(&attempt);
+                }
                 self.hosts[host].journal.remove(&attempt);
             }
             Action::SyncNow => self.call(host),
@@ -331,7 +342,7 @@ impl World {
             return;
         }
         let may_start = process.session.may_start(attempt, local) || unasked;
-        let renewed_until = process.session.fence_at().unwrap_or(local);
+        let renewed_until = process.until.get(&attempt).copied().unwrap_or(Timestamp(0));
         if fails {
             let outcome = Outcome::Infra { cause: InfraCause::Pull, detail: "the registry is away".into() };
             self.upload_soon(host, life, attempt, report(outcome));
@@ -352,7 +363,7 @@ impl World {
         let (script, limit) = (plan.scripts[index], plan.pipeline.jobs[index].timeout_ms.0);
         // A worker that is slow to obey does not keep the time limit either: the coordinator has to.
         let keeps_limit = plan.obeys_after[index] < 5_000;
-        let renewed_until = until.0 - self.hosts[host].plan.clock_ahead;
+        let renewed_until = until.0.saturating_sub(self.hosts[host].plan.clock_ahead);
         let id = self.audit.next_container();
         let started = self.now;
         let container =
@@ -373,6 +384,9 @@ impl World {
     }
 
     fn keep_alive(&mut self, host: usize, attempt: AttemptId, until: Timestamp) {
+        if let Some(process) = &mut self.hosts[host].process {
+            process.until.insert(attempt, until);
+        }
         let renewed_until = until.0 - self.hosts[host].plan.clock_ahead;
         let Some(id) = self.hosts[host].container_of(attempt) else {
             return;

@@ -9,6 +9,10 @@ use buildyard_types::{ByteSize, JobSpec, Millis};
 
 use crate::rng::Rng;
 
+/// How long a coordinator may be away, without a sign that it is, when no attempt is to be lost: the worker learns
+/// of it by the limit of its call, half of the six seconds that it has.
+const LONGEST_ABSENCE: u64 = 2_800;
+
 /// Something in the farm that is made wrong on purpose, to see that the audit notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sabotage {
@@ -24,6 +28,8 @@ pub enum Sabotage {
     StartsUnasked,
     /// The coordinator hears no worker out after its restart: it calls all leases lost at once.
     NoTermAfterRestart,
+    /// The coordinator holds calls as long as it likes, not as long as their workers can wait.
+    HoldsTooLong,
 }
 
 /// What the steps of a job do when nobody disturbs them.
@@ -158,6 +164,8 @@ pub struct Scenario {
     pub prepare_fails: u64,
     /// Preparations that hang until they are stopped, in a hundred, while faults last.
     pub prepare_hangs: u64,
+    /// Nothing goes wrong that may cost an attempt.
+    pub calm: bool,
 }
 
 impl Scenario {
@@ -175,7 +183,7 @@ impl Scenario {
         let runs = (0..rng.between(2, 7)).map(|index| run(rng, index, faults_end)).collect();
         let faults = faults(rng, hosts.len(), faults_end);
         let trouble = *rng.pick(&[0, 1, 5, 15]);
-        Self {
+        let scenario = Self {
             settings,
             hosts,
             runs,
@@ -185,7 +193,29 @@ impl Scenario {
             repeat: *rng.pick(&[0, 2, 10]),
             prepare_fails: trouble,
             prepare_hangs: trouble / 4,
+            calm: false,
+        };
+        if rng.percent(20) { scenario.with_short_absences(rng) } else { scenario }
+    }
+
+    /// The same work on a farm whose coordinator is away now and then, or cut off from a host, for as long as no
+    /// attempt may notice.
+    fn with_short_absences(self, rng: &mut Rng) -> Self {
+        let mut faults = Vec::new();
+        let mut at = 0;
+        while at < self.faults_end {
+            at += rng.between(20_000, 30_000);
+            let lasting = rng.between(50, LONGEST_ABSENCE);
+            let fault = if rng.percent(50) {
+                Fault::CoordinatorDies { back_after: lasting, commit_survives: rng.percent(50) }
+            } else {
+                let host = rng.between(0, self.hosts.len() as u64 - 1) as usize;
+                Fault::Cut { host: Some(host), up: true, down: true, lasting }
+            };
+            faults.push((at, fault));
         }
+        let hosts = self.hosts.into_iter().map(|host| HostPlan { dies: false, ..host }).collect();
+        Self { hosts, faults, loss: 0, prepare_fails: 0, prepare_hangs: 0, calm: true, ..self }
     }
 }
 

@@ -78,6 +78,11 @@ fn a_worker_that_starts_steps_without_asking_is_caught() {
 }
 
 #[test]
+fn a_coordinator_that_holds_calls_too_long_is_caught() {
+    caught(Sabotage::HoldsTooLong, "without need nothing is tried again");
+}
+
+#[test]
 fn a_coordinator_that_gives_no_fresh_term_after_its_restart_is_caught() {
     caught(Sabotage::NoTermAfterRestart, "two containers of one job never overlap");
 }

@@ -14,7 +14,8 @@
 //! | the worker comes back after its lease | [`Session::may_start`] is false until the coordinator answered |
 //!
 //! The margin is a fifth of the lease: 3 s of 15 s. It has to cover killing the steps; the coordinator adds its
-//! own grace of 10 s behind the lease.
+//! own grace of 10 s behind the lease. A coordinator that is away for less than two fifths of the lease (6 s) costs
+//! no attempt, at whatever moment: [`Session::call_terms`].
 
 mod event;
 mod session;
@@ -22,4 +23,4 @@ mod session;
 mod tests;
 
 pub use event::{Action, Event, Held, JournalEntry};
-pub use session::Session;
+pub use session::{CallTerms, Session};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{
     AttemptOrder, AttemptProgress, AttemptReport, EndReport, StopCause, StopOrder, SyncResponse, Usage,
+    longest_hold,
 };
 use buildyard_types::{AttemptId, Fence, Millis, Outcome, Timestamp};
 
@@ -23,18 +24,43 @@ pub struct Session {
     forgotten: Option<Fence>,
 }
 
+/// Time for an answer before the length of a lease is known.
+const FIRST_SLACK: Millis = Millis(10_000);
+/// Shortest time for an answer beyond the hold.
+const LEAST_SLACK: Millis = Millis(500);
+
+/// How a call is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallTerms {
+    /// How long the coordinator may hold it.
+    pub hold_ms: Millis,
+    /// When it is given up, counted from its sending.
+    pub limit_ms: Millis,
+}
+
+/// The right of the attempts to go on.
+///
+/// In fifths of the lease, which counts from when a call was sent (the coordinator's counts from when it arrived,
+/// which is later): the last is the margin, in which init kills the steps. The first is how long a call is held
+/// while attempts go on, and so is the second, for the next call is sent when that one is answered. Two fifths,
+/// 6 s of 15 s, are left if that one gets no answer: they are the time in which a coordinator may be away at any
+/// moment and cost nothing. See [`Session::call_terms`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Lease {
     until: Timestamp,
     fence_at: Timestamp,
+    fifth: Millis,
 }
 
 impl Lease {
-    /// A lease counts from when the call was sent: the coordinator's counts from when it arrived, which is later.
     fn of(sent: Timestamp, lease_ms: Millis) -> Self {
-        let margin = Millis(lease_ms.0 / 5);
+        let fifth = Millis(lease_ms.0 / 5);
         let until = sent + lease_ms;
-        Self { until, fence_at: until - margin }
+        Self { until, fence_at: until - fifth, fifth }
+    }
+
+    fn length(&self) -> Millis {
+        Millis(self.fifth.0 * 5)
     }
 }
 
@@ -104,11 +130,43 @@ impl Session {
 
     /// The next moment at which the session wants [`Event::Tick`]: when the lease is about to end.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
+        let lease = self.lease?;
+        self.needs_lease().then_some(lease.fence_at)
+    }
+
+    /// Whether something would be killed at the end of the lease.
+    fn needs_lease(&self) -> bool {
         let unfenced = |(attempt, (_, held)): (&AttemptId, &(Fence, Held))| {
             is_live(held) && !self.fenced.contains(attempt)
         };
-        let lease = self.lease?;
-        self.attempts.iter().any(unfenced).then_some(lease.fence_at)
+        self.attempts.iter().any(unfenced)
+    }
+
+    /// How long a call that is sent now may be held, and when it is given up.
+    ///
+    /// A call that is held eats the lease that it is to renew. While attempts go on it is held for a fifth of the
+    /// lease at most, and never into the last two fifths before the fence: a call that comes so late, as after one
+    /// that was lost, is to be answered at once. Half of what the hold leaves is for its answer and the other half
+    /// for the calls behind it, so that one that is lost without a sign leaves time for more.
+    pub fn call_terms(&self, now: Timestamp) -> CallTerms {
+        let (hold_ms, slack) = match (self.lease, self.needs_lease()) {
+            // To learn of the lease: attempts of an earlier life wait for one, and the coordinator gives up a
+            // worker whose first answer was lost before this worker knows when.
+            (None, true | false) => (Millis(0), FIRST_SLACK),
+            (Some(lease), true) => {
+                let left = lease.fence_at.since(now);
+                let spare = Millis(left.0.saturating_sub(2 * lease.fifth.0));
+                let hold_ms = spare.min(lease.fifth);
+                let half = Millis((left.0 - hold_ms.0) / 2);
+                (hold_ms, half.max(Millis(lease.fifth.0 / 2)))
+            }
+            // Nothing but time can be lost.
+            (Some(lease), false) => {
+                let hold_ms = longest_hold(lease.length());
+                (hold_ms, hold_ms)
+            }
+        };
+        CallTerms { hold_ms, limit_ms: Millis(hold_ms.0 + slack.max(LEAST_SLACK).0) }
     }
 
     /// Whether the steps of an attempt may begin now: it is preparing, and its lease is live. The shell asks
@@ -166,12 +224,16 @@ impl Session {
         // In the order in which they were given, or an order could fall below a fence that is forgotten.
         orders.sort_by_key(|order| order.fence);
         // The order's own lease, not a later one: the coordinator may have given up waiting since.
+        let mut begun = false;
         if now < granted.fence_at {
             for order in orders {
-                news |= self.begin(order, actions);
+                begun |= self.begin(order, actions);
             }
         }
-        if renewed {
+        news |= begun;
+        // An answer may bring an order and no longer lease, when two calls were sent at one time: what is begun
+        // has to hear of the lease all the same.
+        if renewed || begun {
             self.keep_alive(actions);
         }
         if news {

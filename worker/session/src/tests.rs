@@ -124,6 +124,77 @@ fn an_order_is_begun_once() {
     }
 }
 
+/// A call that is held for as long as it may, and answered with nothing. Gives when it is answered.
+fn held(session: &mut Session, sent: u64) -> u64 {
+    let answered_at = sent + session.call_terms(Timestamp(sent)).hold_ms.0;
+    session.on(answered(sent, nothing()), Timestamp(answered_at));
+    answered_at
+}
+
+/// The lease counts from a call's sending, so each hold eats of it. With holds of a third of it, 2 s were left in
+/// the worst case, and a quiet attempt was killed by a coordinator that was away for one.
+#[test]
+fn a_coordinator_may_be_away_for_two_fifths_of_the_lease_at_any_moment() {
+    let mut session = running();
+    let mut sent = 100;
+    for round in 0..20 {
+        let hold_ms = session.call_terms(Timestamp(sent)).hold_ms.0;
+        // It dies at the last moment of this hold. What is left is the time in which it may come back.
+        let fence_at = session.fence_at().expect("it was answered before").0;
+        assert!(fence_at - (sent + hold_ms) >= 6_000, "round {round}: {fence_at} from {sent} + {hold_ms}");
+        assert!(hold_ms >= 2_900, "round {round}: calls do not rest");
+        sent = held(&mut session, sent);
+    }
+}
+
+#[test]
+fn a_coordinator_that_is_back_from_the_second_hold_finds_every_attempt() {
+    let mut session = running();
+    let second = held(&mut session, 100);
+    let away = second + session.call_terms(Timestamp(second)).hold_ms.0 - 1;
+    let back = away + 5_900;
+    assert_eq!(session.on(Event::Tick, Timestamp(back)), []);
+    assert_eq!(session.call_terms(Timestamp(back)).hold_ms, Millis(0), "it is answered at once");
+    let actions = session.on(answered(back, nothing()), Timestamp(back + 10));
+    assert_eq!(kept_alive(&actions), [(attempt(1), back + 12_000)]);
+}
+
+#[test]
+fn a_call_that_is_lost_without_a_sign_leaves_time_for_two_more() {
+    let mut session = running();
+    let mut sent = held(&mut session, 100);
+    let fence_at = session.fence_at().expect("it was answered").0;
+    for _ in 0..2 {
+        sent += session.call_terms(Timestamp(sent)).limit_ms.0;
+    }
+    assert!(sent + 1_000 <= fence_at, "{sent} of {fence_at}");
+}
+
+#[test]
+fn a_call_rests_longest_when_nothing_can_be_lost_and_not_at_all_before_the_first_answer() {
+    let mut session = Session::default();
+    let terms = |session: &Session, now| session.call_terms(Timestamp(now));
+    assert_eq!((terms(&session, 0).hold_ms, terms(&session, 0).limit_ms), (Millis(0), Millis(10_000)));
+    session.on(answered(0, nothing()), Timestamp(10));
+    assert_eq!((terms(&session, 10).hold_ms, terms(&session, 10).limit_ms), (Millis(5_000), Millis(10_000)));
+    session.on(answered(10, run(&[order(1, 5)])), Timestamp(5_010));
+    assert_eq!(terms(&session, 5_010).hold_ms, Millis(1_000), "the order's lease is as old as its call");
+    session.on(Event::Tick, Timestamp(12_010));
+    assert_eq!(terms(&session, 12_010).hold_ms, Millis(5_000), "all were killed");
+}
+
+/// Two calls that were sent in one millisecond give equal leases. The order came with the second answer and its
+/// container was never told of a lease, so its init stopped it as it began.
+#[test]
+fn what_is_begun_hears_of_the_lease_though_the_answer_does_not_lengthen_it() {
+    for sent in [0, 7] {
+        let mut session = Session::default();
+        session.on(answered(7, nothing()), Timestamp(20));
+        let actions = session.on(answered(sent, run(&[order(1, 5)])), Timestamp(21));
+        assert_eq!(kept_alive(&actions), [(attempt(1), 12_007)], "sent at {sent}");
+    }
+}
+
 #[test]
 fn an_order_that_comes_again_after_it_was_forgotten_is_old_news() {
     let mut session = running();

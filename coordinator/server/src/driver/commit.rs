@@ -87,7 +87,7 @@ impl Driver {
                     let newer =
                         self.holds.reported(worker).is_some_and(|held| held.order() > reported.order());
                     if told.idle && !newer {
-                        let until = now + self.core.hold_ms();
+                        let until = now + self.core.hold_ms().min(reported.hold_ms);
                         self.holds.hold(worker, Hold { reported, idle: told.response, until, answer });
                     } else {
                         drop(answer.send(Ok(told.response)));
@@ -132,7 +132,7 @@ impl Driver {
             match pending {
                 Pending::Reply(answer, _) => answer.tell(Err(DriverError::Unavailable)),
                 Pending::Sync { worker, reported, answer, reply: _ } => {
-                    let until = self.parts.clock.now() + BARE_HOLD;
+                    let until = self.parts.clock.now() + BARE_HOLD.min(reported.hold_ms);
                     self.holds.hold(worker, Hold { reported, idle: self.renewal(), until, answer });
                 }
                 Pending::Look(view) => looks.push(view),
@@ -212,7 +212,7 @@ impl Driver {
                     {
                         heard.insert(worker, Heard { at: now, session, sequence });
                     }
-                    let until = now + BARE_HOLD;
+                    let until = now + BARE_HOLD.min(reported.hold_ms);
                     self.holds.hold(worker, Hold { reported, idle: self.renewal(), until, answer });
                 }
                 // Dropping the closure tells the caller that there is no answer.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_types::worker::{AttemptReport, SyncRequest, SyncResponse};
-use buildyard_types::{Timestamp, WorkerId};
+use buildyard_types::{Millis, Timestamp, WorkerId};
 use tokio::sync::oneshot;
 
 use super::DriverError;
@@ -17,6 +17,8 @@ pub(super) struct Reported {
     pub(super) session: u64,
     /// Number of the call in it.
     pub(super) sequence: u64,
+    /// How long the worker can wait for its answer.
+    pub(super) hold_ms: Millis,
     /// What it holds.
     pub(super) attempts: Vec<AttemptReport>,
 }
@@ -30,7 +32,8 @@ impl Reported {
 
 impl From<SyncRequest> for Reported {
     fn from(request: SyncRequest) -> Self {
-        Self { session: request.session, sequence: request.sequence, attempts: request.attempts }
+        let SyncRequest { session, sequence, hold_ms, attempts, protocol: _, offer: _ } = request;
+        Self { session, sequence, hold_ms, attempts }
     }
 }
 
@@ -113,11 +116,9 @@ impl Holds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use buildyard_types::Millis;
-
     fn hold(sequence: u64, until: u64) -> (Hold, oneshot::Receiver<Result<SyncResponse, DriverError>>) {
         let (answer, receiver) = oneshot::channel();
-        let reported = Reported { session: 1, sequence, attempts: Vec::new() };
+        let reported = Reported { session: 1, sequence, hold_ms: Millis(0), attempts: Vec::new() };
         let idle = SyncResponse {
             lease_ms: Millis(sequence),
             run: Vec::new(),

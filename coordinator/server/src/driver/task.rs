@@ -166,12 +166,12 @@ impl Driver {
                 turn.pending.push(Pending::Reply(answer, Reply::Done));
             }
             Call::Sync { worker, request, answer } => {
-                let (session, sequence) = (request.session, request.sequence);
-                let attempts = request.attempts.clone();
-                let offer = request.offer;
-                let input = Input::Sync { worker, session, sequence, offer, attempts: request.attempts };
+                let offer = request.offer.clone();
+                let reported = Reported::from(request);
+                let (session, sequence) = reported.order();
+                let attempts = reported.attempts.clone();
+                let input = Input::Sync { worker, session, sequence, offer, attempts };
                 let reply = self.decide(turn, input, None, now);
-                let reported = Reported { session, sequence, attempts };
                 turn.pending.push(Pending::Sync { worker, reported, answer, reply });
             }
             // What would be seen may not be on record yet.

@@ -283,7 +283,8 @@ impl FakeWorker {
     pub(super) fn sync_request(&mut self, attempts: Vec<AttemptReport>) -> Request<Body> {
         self.sequence += 1;
         let (session, sequence) = (self.session, self.sequence);
-        let body = SyncRequest { protocol: PROTOCOL, session, sequence, offer: offer(), attempts };
+        let hold_ms = Millis::from_secs(30);
+        let body = SyncRequest { protocol: PROTOCOL, session, sequence, hold_ms, offer: offer(), attempts };
         json_request("POST", "/api/worker/v1/sync", &self.credential, &body)
     }
 

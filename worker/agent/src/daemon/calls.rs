@@ -2,22 +2,17 @@
 
 use std::time::Duration;
 
+use buildyard_types::Timestamp;
 use buildyard_types::worker::{SyncRequest, SyncResponse};
-use buildyard_types::{Millis, Timestamp};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::client::{Client, ClientError};
-use crate::clock::Clock;
 use crate::executor::outcome::in_one_sentence;
 
 /// One is held while a newer one brings news. The coordinator answers the older one then.
 const MAX_CALLS: usize = 2;
-/// The longest that a coordinator holds a call.
-const MAX_HOLD: Duration = Duration::from_secs(30);
-/// Time for an answer beyond the hold, before the lease is known.
-const FIRST_SLACK: Duration = Duration::from_secs(10);
 
 /// What came of a call.
 pub(super) struct Answer {
@@ -36,7 +31,6 @@ pub(super) struct Calls {
     newest: u64,
     backoff: Backoff,
     retry_at: Option<Instant>,
-    lease: Option<Duration>,
 }
 
 impl Calls {
@@ -51,12 +45,10 @@ impl Calls {
         self.wanted = true;
     }
 
-    /// Sends a call.
-    pub(super) fn send(&mut self, client: Client, request: SyncRequest, clock: Clock) {
+    /// Sends a call that is given up after `limit`.
+    pub(super) fn send(&mut self, client: Client, request: SyncRequest, limit: Duration, sent: Timestamp) {
         self.wanted = false;
-        let limit = self.limit();
         self.running.spawn(async move {
-            let sent = clock.now();
             let result = client.sync(&request, limit).await;
             (request.sequence, Answer { sent, result })
         });
@@ -72,6 +64,7 @@ impl Calls {
                 if answer.result.is_ok() {
                     self.newest = sequence;
                     self.backoff = Backoff::default();
+                    self.retry_at = None;
                 }
                 Some(answer)
             }
@@ -80,12 +73,10 @@ impl Calls {
         }
     }
 
-    /// A call came to nothing. The next one waits a little, unless another is still held.
+    /// A call came to nothing. The next one waits a little, also while another is still held: that one may be
+    /// answered first, or fail as fast.
     pub(super) fn failed(&mut self, error: &ClientError) {
-        if !self.running.is_empty() {
-            self.wanted = true;
-            return;
-        }
+        self.wanted = true;
         let wait = self.backoff.next();
         tracing::warn!(error = %in_one_sentence(error), wait_ms = wait.as_millis() as u64, "a call failed");
         self.retry_at = Some(Instant::now() + wait);
@@ -100,17 +91,45 @@ impl Calls {
     pub(super) fn retry(&mut self) {
         self.retry_at = None;
     }
+}
 
-    /// The length of the lease decides how long a call is held.
-    pub(super) fn lease(&mut self, lease_ms: Millis) {
-        self.lease = Some(lease_ms.into());
+#[cfg(test)]
+mod tests {
+    use buildyard_types::Millis;
+
+    use super::*;
+
+    fn unavailable() -> ClientError {
+        ClientError::Unavailable { doing: "sync", detail: "it is away".into() }
     }
 
-    /// How long a call may take: two that are lost still leave time to renew the lease with a third.
-    fn limit(&self) -> Duration {
-        match self.lease {
-            None => MAX_HOLD + FIRST_SLACK,
-            Some(lease) => (lease / 3).min(MAX_HOLD) + (lease / 10).max(Duration::from_millis(500)),
+    fn answer() -> SyncResponse {
+        SyncResponse { lease_ms: Millis(15_000), run: Vec::new(), stop: Vec::new(), forget: Vec::new() }
+    }
+
+    /// With one call held and the link down, the other failed and was sent again in a circle.
+    #[tokio::test]
+    async fn a_call_that_fails_beside_a_held_one_is_waited_out() {
+        let mut calls = Calls::default();
+        calls.running.spawn(std::future::pending());
+        for _ in 0..3 {
+            calls.call_soon();
+            assert!(calls.wants_one());
+            calls.failed(&unavailable());
+            assert!(!calls.wants_one(), "not before its time");
+            assert!(calls.retry_at().is_some());
+            calls.retry();
+            assert!(calls.wants_one(), "what was to be told is still to be told");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_the_waiting() {
+        let mut calls = Calls::default();
+        calls.failed(&unavailable());
+        let sent = Timestamp(0);
+        calls.running.spawn(async move { (1, Answer { sent, result: Ok(answer()) }) });
+        assert!(calls.next().await.is_some());
+        assert_eq!(calls.retry_at(), None);
     }
 }

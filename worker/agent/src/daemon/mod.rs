@@ -17,7 +17,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buildyard_session::{Action, Event, Session};
+use buildyard_session::{Action, CallTerms, Event, Session};
 use buildyard_types::worker::{AttemptOrder, Offer, PROTOCOL, SyncRequest};
 use buildyard_types::{AttemptId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -208,21 +208,23 @@ impl Daemon {
     /// Says what the worker holds, in a call of its own.
     fn call(&mut self) {
         self.sequence += 1;
+        let now = self.clock.now();
+        let CallTerms { hold_ms, limit_ms } = self.session.call_terms(now);
         let request = SyncRequest {
             protocol: PROTOCOL,
             session: self.number,
             sequence: self.sequence,
+            hold_ms,
             offer: self.offer.borrow_and_update().clone(),
-            attempts: self.session.report(self.clock.now()),
+            attempts: self.session.report(now),
         };
-        self.calls.send(self.client.clone(), request, self.clock);
+        self.calls.send(self.client.clone(), request, limit_ms.into(), now);
     }
 
     fn answered(&mut self, answer: Answer) -> Result<(), WorkerError> {
         let Answer { sent, result } = answer;
         match result {
             Ok(response) => {
-                self.calls.lease(response.lease_ms);
                 self.take(Event::Answered { sent, response });
                 Ok(())
             }
