@@ -417,6 +417,10 @@ fn engine_outcome(order: &AttemptOrder, error: &EngineError, detail: &str) -> Ou
         EngineError::BadImageName { reason, .. } => {
             Outcome::Refused { reason: format!("`{image}` is not the name of an image: {reason}") }
         }
+        // Everything that is mounted is the worker's own.
+        EngineError::Refused { message, .. } if message.contains("bind source path does not exist") => {
+            infra(InfraCause::WorkerDisk, detail.to_owned())
+        }
         EngineError::Refused { .. } => {
             Outcome::Refused { reason: format!("the container engine will not run this job: {error}") }
         }

@@ -75,7 +75,8 @@ impl Executor {
         }
         let facts = async {
             let image = self.images.find(&*self.engine, &order.spec.image).await?;
-            let facts = self.images.facts(&*self.engine, &image).await?;
+            let (images, engine) = (self.images.clone(), self.engine.clone());
+            let facts = unbroken(tracker, async move { images.facts(&*engine, &image).await }).await?;
             let profile = profile::judge(&order.spec, &facts, &self.host_arch, &self.policy)?;
             Ok::<_, PrepareError>((facts, profile))
         };

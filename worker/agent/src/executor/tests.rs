@@ -341,7 +341,7 @@ async fn steps_begin_only_with_a_live_lease() {
 
 #[tokio::test]
 async fn a_stop_during_the_preparation_leaves_nothing() {
-    for kind in [CallKind::Image, CallKind::Create, CallKind::Start] {
+    for kind in [CallKind::Image, CallKind::Create, CallKind::ReadFile, CallKind::Start] {
         let farm = farm!(passing());
         farm.engine.script(kind, Fault::Slow(Duration::from_millis(300)));
         let orders = farm.orders();

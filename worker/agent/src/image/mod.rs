@@ -24,7 +24,7 @@ use crate::engine::{
 };
 use accounts::Accounts;
 
-/// Images whose facts are kept; beyond it those that were found out first are forgotten.
+/// Images whose facts are kept; beyond it those that were not used for longest are forgotten.
 const MAX_KEPT: usize = 500;
 /// Longest passwd or group file that is read.
 const MAX_ACCOUNTS_BYTES: u64 = 256 * 1024;
@@ -87,12 +87,13 @@ pub enum ImageError {
 }
 
 /// The facts of images, kept below the data folder.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Images {
     folder: PathBuf,
     instance: Instance,
-    /// By content. Locked while facts are found out, so that two jobs do not look at the same image.
-    known: Mutex<BTreeMap<String, Arc<ImageFacts>>>,
+    /// By content, and only what lies on disk too. Locked while facts are found out, so that two jobs do not look at the
+    /// same image.
+    known: Arc<Mutex<BTreeMap<String, Arc<ImageFacts>>>>,
 }
 
 impl Images {
@@ -100,7 +101,7 @@ impl Images {
     pub fn open(data_dir: &Path, instance: Instance) -> Result<Self, ImageError> {
         let folder = data_dir.join("images");
         make_dir(&folder, 0o700).map_err(|source| ImageError::Store { path: folder.clone(), source })?;
-        Ok(Self { folder, instance, known: Mutex::default() })
+        Ok(Self { folder, instance, known: Arc::default() })
     }
 
     /// Finds the image, pulling it if the engine does not hold it.
@@ -114,34 +115,49 @@ impl Images {
         engine.image(name).await.map_err(failed)
     }
 
-    /// The facts of an image that the engine holds.
+    /// The facts of an image that the engine holds. Run it to its end: a container to read from is not left behind then.
     pub async fn facts(&self, engine: &dyn Engine, image: &ImageInfo) -> Result<Arc<ImageFacts>, ImageError> {
         let key = key(image);
         let mut known = self.known.lock().await;
-        if let Some(facts) = known.get(&key) {
-            return Ok(Arc::clone(facts));
-        }
-        let facts = Arc::new(match self.kept(&key) {
+        // Their files are mounted into containers, so they count as long as these are there.
+        let found = match known.get(&key) {
+            Some(facts) if self.is_whole(&key, facts) => Some(Arc::clone(facts)),
+            Some(_) | None => self.kept(&key).map(Arc::new),
+        };
+        let facts = match found {
             Some(facts) => facts,
-            None => self.find_out(engine, image, &key).await?,
-        });
-        if known.len() >= MAX_KEPT {
-            known.clear();
-        }
+            None => {
+                for forgotten in self.forget_oldest() {
+                    known.remove(&forgotten);
+                }
+                Arc::new(self.find_out(engine, image, &key).await?)
+            }
+        };
+        self.touch(&key);
         known.insert(key, Arc::clone(&facts));
         Ok(facts)
     }
 
+    /// Whether the files that belong to facts are there.
+    fn is_whole(&self, key: &str, facts: &ImageFacts) -> bool {
+        let folder = self.folder.join(key);
+        [&facts.passwd, &facts.group].iter().all(|path| path.starts_with(&folder) && path.is_file())
+    }
+
+    /// Notes that an image was used now.
+    fn touch(&self, key: &str) {
+        let now = std::fs::File::open(self.folder.join(key))
+            .and_then(|folder| folder.set_modified(std::time::SystemTime::now()));
+        if let Err(error) = now {
+            tracing::debug!(%error, "the use of an image is not noted");
+        }
+    }
+
     /// What an earlier start found out; `None` if that is nothing, or not whole, or of another format.
     fn kept(&self, key: &str) -> Option<ImageFacts> {
-        let folder = self.folder.join(key);
-        let text = std::fs::read_to_string(folder.join("facts.json")).ok()?;
+        let text = std::fs::read_to_string(self.folder.join(key).join("facts.json")).ok()?;
         let kept: Kept = serde_json::from_str(&text).ok()?;
-        let whole = kept.format == FORMAT
-            && [&kept.facts.passwd, &kept.facts.group]
-                .iter()
-                .all(|path| path.starts_with(&folder) && path.is_file());
-        whole.then_some(kept.facts)
+        (kept.format == FORMAT && self.is_whole(key, &kept.facts)).then_some(kept.facts)
     }
 
     async fn find_out(
@@ -211,7 +227,6 @@ impl Images {
         };
         let kept = Kept { format: FORMAT, facts: facts.clone() };
         let text = serde_json::to_vec_pretty(&kept).expect("facts are plain data with text for keys");
-        self.forget_oldest();
         let write = || {
             make_dir(&folder, 0o700)?;
             write_synced(&facts.passwd, accounts.passwd.as_bytes(), 0o644)?;
@@ -223,17 +238,23 @@ impl Images {
         Ok(facts)
     }
 
-    /// Makes room. Containers that have a file of the forgotten mounted keep it until they end.
-    fn forget_oldest(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
-        let aged = |entry: std::fs::DirEntry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()));
-        let mut folders: Vec<_> = entries.flatten().filter_map(aged).collect();
+    /// Makes room for one more, and says what is gone. Containers that have a file of the forgotten mounted keep it
+    /// until they end.
+    fn forget_oldest(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return Vec::new() };
+        let used = |entry: std::fs::DirEntry| {
+            Some((entry.metadata().ok()?.modified().ok()?, entry.file_name().into_string().ok()?))
+        };
+        let mut folders: Vec<_> = entries.flatten().filter_map(used).collect();
         folders.sort();
         let surplus = (folders.len() + 1).saturating_sub(MAX_KEPT);
-        for (_, folder) in folders.into_iter().take(surplus) {
-            // What cannot be removed is overwritten when it is needed.
-            let _ = std::fs::remove_dir_all(folder);
-        }
+        let oldest = folders.into_iter().take(surplus).map(|(_, key)| key);
+        oldest
+            .inspect(|key| {
+                // What cannot be removed is overwritten when it is needed.
+                let _ = std::fs::remove_dir_all(self.folder.join(key));
+            })
+            .collect()
     }
 }
 

@@ -116,3 +116,38 @@ async fn room_is_made_for_new_ones() {
     facts(&images, &engine(|_| {})).await.expect("facts");
     assert_eq!(std::fs::read_dir(&images.folder).expect("list").count(), MAX_KEPT);
 }
+
+#[tokio::test]
+async fn what_is_used_is_kept_and_what_is_forgotten_is_found_out_again() {
+    let data = tempfile::tempdir().expect("a folder");
+    let images = images(&data);
+    let engine = engine(|_| {});
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    let age = |key: &str| {
+        let folder = std::fs::File::open(images.folder.join(key)).expect("folder");
+        folder.set_modified(old).expect("an old folder");
+    };
+    let found = facts(&images, &engine).await.expect("facts");
+    let key = found.passwd.parent().expect("a folder").file_name().expect("a name").to_str().expect("text");
+    let add = |from: usize| {
+        for number in from..from + MAX_KEPT {
+            std::fs::create_dir(images.folder.join(format!("other{number}"))).expect("folder");
+        }
+    };
+    age(key);
+    facts(&images, &engine).await.expect("a use of it");
+    add(0);
+    for number in 0..MAX_KEPT {
+        age(&format!("other{number}"));
+    }
+    images.forget_oldest();
+    assert!(found.passwd.is_file(), "the one that was used last is kept");
+
+    age(key);
+    add(MAX_KEPT);
+    let forgotten = images.forget_oldest();
+    assert!(forgotten.iter().any(|name| name == key) && !found.passwd.exists());
+    let again = facts(&images, &engine).await.expect("facts");
+    assert!(again.passwd.is_file() && again.group.is_file(), "files that are mounted are there");
+    assert_eq!(created(&engine), 2);
+}

@@ -236,6 +236,15 @@ fn what_never_ran_names_its_cause() {
             PrepareError::Engine(EngineError::CannotStart { message: "no space".into() }),
             "infra (engine): the container could not be started: no space",
         ),
+        (
+            PrepareError::Engine(EngineError::Refused {
+                call: "create container x".into(),
+                message: "invalid mount config for type \"bind\": bind source path does not exist: /d/passwd"
+                    .into(),
+            }),
+            "infra (worker disk): the engine refused to create container x: invalid mount config for type \"bind\": \
+             bind source path does not exist: /d/passwd",
+        ),
     ];
     for (error, expected) in rows {
         assert_eq!(not_prepared(&order, &error).to_string(), expected);
