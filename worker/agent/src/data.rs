@@ -10,8 +10,9 @@
 //! attempts/<id>/   spool, socket and workspace of one attempt
 //! ```
 //!
-//! The directory itself and `attempts` can be passed through by others (0711) because git checks out as the
-//! job's user; every file and every other folder in them is closed to them.
+//! The directory itself, `attempts` and the folder of an attempt can be passed through by others (0711) because git
+//! checks out as the job's user, and because a container's init gets to its socket. From there on a workspace is open
+//! to the group of its job's user only; every file and every other folder is closed to others.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
