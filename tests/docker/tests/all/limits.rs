@@ -39,7 +39,6 @@ async fn a_child_without_memory_is_told_though_the_job_goes_on() {
 /// Looks until the watch says that it is too much.
 async fn until_over(attempt: &Attempt) {
     let mut watch = DiskWatch::new(&attempt.details, &attempt.workspace);
-    assert!(watch.sees_all());
     // Only bounds the test: a busy machine makes files slowly.
     let limit = std::time::Duration::from_secs(240);
     let looked = tokio::task::spawn_blocking(move || {

@@ -47,7 +47,7 @@ impl Host {
     /// Looks at what changes: images, the engine's health, room on the disks. Facts and capacity stay as they were
     /// found; an offer that changed with every file that comes and goes would be put on record each time.
     async fn look_again(&self, engine: &dyn Engine, info: &EngineInfo, last: Offer) -> Offer {
-        let unfit = host::unfit(engine, Some(&info.data_root), &self.data).await;
+        let unfit = host::unfit(engine, Some(info), &self.data).await;
         match engine.images().await {
             Ok(images) => Offer { images, unfit, ..last },
             Err(error) => {

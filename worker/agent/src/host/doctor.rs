@@ -54,8 +54,7 @@ impl fmt::Display for Level {
 
 /// A system tool answers at once or not at all.
 const TOOL_LIMIT: Duration = Duration::from_secs(15);
-/// Below these, jobs cannot run, or not for long.
-const DISK_FAIL: ByteSize = ByteSize::from_gib(1);
+/// Below this, jobs cannot run for long.
 const DISK_WARN: ByteSize = ByteSize::from_gib(10);
 /// The oldest engine that was tried.
 const OLDEST_ENGINE: u32 = 20;
@@ -223,7 +222,7 @@ fn cgroups(info: &EngineInfo) -> Check {
     }
 }
 
-fn limits(info: &EngineInfo) -> Check {
+pub(super) fn limits(info: &EngineInfo) -> Check {
     let grave = info.missing_limits.iter().any(|name| *name != "swap");
     if info.missing_limits.is_empty() {
         return ok("limits", "memory, swap, processes and processors can be limited");
@@ -233,23 +232,22 @@ fn limits(info: &EngineInfo) -> Check {
     bad("limits", if grave { Level::Fail } else { Level::Warn }, found, remedy)
 }
 
-fn storage(info: &EngineInfo) -> Check {
+pub(super) fn storage(info: &EngineInfo) -> Check {
     let driver = &info.storage_driver;
     if matches!(driver.as_str(), "overlay2" | "fuse-overlayfs") {
         return ok("storage", format!("storage driver {driver}"));
     }
-    let found = format!(
-        "with storage driver {driver} it is not seen what jobs write outside workspace, home and /tmp"
-    );
+    let found =
+        format!("with storage driver {driver} nothing caps what jobs write outside workspace, home and /tmp");
     bad(
         "storage",
-        Level::Warn,
+        Level::Fail,
         found,
         "use overlay2: `\"storage-driver\": \"overlay2\"` in /etc/docker/daemon.json",
     )
 }
 
-fn user_namespaces(info: &EngineInfo) -> Check {
+pub(super) fn user_namespaces(info: &EngineInfo) -> Check {
     if !info.userns_remap {
         return ok(
             "userns",
@@ -309,8 +307,10 @@ fn disk(name: &'static str, folder: &Path) -> Check {
     };
     let found = format!("{} free at {shown}", buildyard_types::size::rounded(room.free.0));
     let remedy = "docker image prune, or a larger disk";
+    if let Some(lack) = room.lacks() {
+        return bad(name, Level::Fail, format!("{shown}: {lack}"), remedy);
+    }
     match room.free {
-        free if free < DISK_FAIL => bad(name, Level::Fail, found, remedy),
         free if free < DISK_WARN => bad(name, Level::Warn, found, remedy),
         _ => ok(name, found),
     }
@@ -348,7 +348,7 @@ mod tests {
             ("cgroups", Level::Warn, |info| info.cgroup_version = None),
             ("limits", Level::Warn, |info| info.missing_limits = vec!["swap"]),
             ("limits", Level::Fail, |info| info.missing_limits = vec!["pids"]),
-            ("storage", Level::Warn, |info| info.storage_driver = "zfs".into()),
+            ("storage", Level::Fail, |info| info.storage_driver = "zfs".into()),
             ("userns", Level::Fail, |info| info.userns_remap = true),
         ];
         let well = engine(&info(|_| {}).await);

@@ -18,6 +18,11 @@ const MEMORY_RESERVE: ByteSize = ByteSize::from_mib(512);
 const DISK_RESERVE: ByteSize = ByteSize::from_gib(2);
 /// Below this much free disk a worker takes no attempts.
 const DISK_LOW: ByteSize = ByteSize::from_gib(1);
+/// Below this much a job that took more than is left is stopped: its host has to go on.
+const DISK_GONE: ByteSize = ByteSize::from_mib(512);
+/// Likewise of files and folders, in hundredths of what the file system can hold.
+const INODES_LOW: u64 = 5;
+const INODES_GONE: u64 = 2;
 /// Attempts per processor. Builds wait for disk and network about half of their time; what they may use of processors is
 /// counted besides, so that this only bounds the number of containers.
 const SLOTS_PER_CPU: u64 = 2;
@@ -29,6 +34,39 @@ pub struct Room {
     pub free: ByteSize,
     /// What it can hold.
     pub whole: ByteSize,
+    /// Files and folders that can still be made.
+    pub inodes_free: u64,
+    /// How many it can hold; 0 where it has no fixed number of them.
+    pub inodes: u64,
+}
+
+impl Room {
+    /// Whether a job that writes has to stop for its host's sake.
+    pub(crate) fn is_low_on_bytes(&self) -> bool {
+        self.free < DISK_GONE
+    }
+
+    /// The same of files and folders.
+    pub(crate) fn is_low_on_inodes(&self) -> bool {
+        self.inodes > 0 && self.inodes_free < self.inodes / 100 * INODES_GONE
+    }
+
+    /// What there is too little of to take attempts, if there is.
+    pub(crate) fn lacks(&self) -> Option<String> {
+        if self.free < DISK_LOW {
+            return Some(format!(
+                "only {} free; below {DISK_LOW} no attempts are taken",
+                buildyard_types::size::rounded(self.free.0)
+            ));
+        }
+        if self.inodes > 0 && self.inodes_free < self.inodes / 100 * INODES_LOW {
+            return Some(format!(
+                "only {} of {} inodes free; below {INODES_LOW} % no attempts are taken",
+                self.inodes_free, self.inodes
+            ));
+        }
+        None
+    }
 }
 
 /// Room on the file system of a folder, or of the nearest folder above it that exists.
@@ -36,7 +74,12 @@ pub fn room(folder: &Path) -> std::io::Result<Room> {
     let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let found = rustix::fs::statvfs(existing)?;
     let of = |blocks: u64| ByteSize(blocks.saturating_mul(found.f_frsize));
-    Ok(Room { free: of(found.f_bavail), whole: of(found.f_blocks) })
+    Ok(Room {
+        free: of(found.f_bavail),
+        whole: of(found.f_blocks),
+        inodes_free: found.f_favail,
+        inodes: found.f_files,
+    })
 }
 
 /// Less room of the two places that attempts write to.
@@ -93,18 +136,29 @@ fn capacity_of(info: &EngineInfo, room: Room, wanted: &CapacitySettings) -> Capa
 }
 
 /// Why this host should take no attempts now, in one sentence; `None` if it can.
-pub async fn unfit(engine: &dyn Engine, data_root: Option<&Path>, data_dir: &Path) -> Option<String> {
+pub async fn unfit(engine: &dyn Engine, info: Option<&EngineInfo>, data_dir: &Path) -> Option<String> {
     if let Err(error) = engine.ping().await {
         return Some(format!("{error}; start it with `systemctl start docker`"));
     }
+    if let Some(never) = info.and_then(never_fit) {
+        return Some(never);
+    }
+    let data_root = info.map(|info| info.data_root.as_path());
     [Some(data_dir), data_root].into_iter().flatten().find_map(|folder| match room(folder) {
-        Ok(room) if room.free < DISK_LOW => Some(format!(
-            "only {} free at {}; below {DISK_LOW} no attempts are taken",
-            buildyard_types::size::rounded(room.free.0),
-            folder.display()
-        )),
-        Ok(_) => None,
+        Ok(room) => room.lacks().map(|lack| format!("{}: {lack}", folder.display())),
         Err(error) => Some(format!("the disk at {} cannot be looked at: {error}", folder.display())),
+    })
+}
+
+/// What about an engine keeps its host from ever taking attempts, with the remedy.
+fn never_fit(info: &EngineInfo) -> Option<String> {
+    let checks = [doctor::limits(info), doctor::storage(info), doctor::user_namespaces(info)];
+    checks.into_iter().find_map(|check| match check.level {
+        doctor::Level::Fail => Some(match check.remedy {
+            Some(remedy) => format!("{}; {remedy}", check.found),
+            None => check.found,
+        }),
+        doctor::Level::Ok | doctor::Level::Warn => None,
     })
 }
 
@@ -135,15 +189,56 @@ mod tests {
     #[tokio::test]
     async fn capacity_leaves_a_reserve_unless_the_owner_says_otherwise() {
         let gib = ByteSize::from_gib;
-        let room = Room { free: gib(50), whole: gib(100) };
+        let room = room_of(gib(50), gib(100));
         let found = capacity_of(&info().await, room, &CapacitySettings::default());
         assert_eq!((found.slots, found.cpu_millis, found.disk), (8, 4_000, gib(40)));
         assert_eq!(found.memory.0, gib(8).0 - gib(8).0 / 10);
-        let small = Room { free: gib(1), whole: gib(4) };
+        let small = room_of(gib(1), gib(4));
         assert_eq!(capacity_of(&info().await, small, &CapacitySettings::default()).disk, ByteSize(0));
         let wanted = CapacitySettings { slots: Some(1), disk: Some(gib(3)), ..CapacitySettings::default() };
         let found = capacity_of(&info().await, small, &wanted);
         assert_eq!((found.slots, found.disk), (1, gib(3)));
+    }
+
+    fn room_of(free: ByteSize, whole: ByteSize) -> Room {
+        Room { free, whole, inodes_free: 1_000_000, inodes: 1_000_000 }
+    }
+
+    #[test]
+    fn a_host_without_room_or_inodes_takes_no_attempts() {
+        let gib = ByteSize::from_gib;
+        let room = room_of(gib(50), gib(100));
+        assert_eq!(room.lacks(), None);
+        assert_eq!(Room { inodes: 0, inodes_free: 0, ..room }.lacks(), None, "no fixed number of them");
+        for (room, says) in [
+            (Room { free: ByteSize::from_mib(900), ..room }, "only 900.0 MiB free"),
+            (Room { inodes_free: 40_000, ..room }, "only 40000 of 1000000 inodes free"),
+        ] {
+            let lack = room.lacks().expect("it lacks something");
+            assert!(lack.starts_with(says), "{lack}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_cannot_cap_its_jobs_gets_none() {
+        let engine = ScriptedEngine::new(|_| Program::Runs);
+        let data = tempfile::tempdir().expect("a folder");
+        let of = |driver: &str, info: EngineInfo| EngineInfo {
+            storage_driver: driver.to_owned(),
+            data_root: data.path().to_owned(),
+            ..info
+        };
+        for driver in ["overlay2", "fuse-overlayfs"] {
+            let info = of(driver, info().await);
+            assert_eq!(unfit(&engine, Some(&info), data.path()).await, None);
+            let remapped = EngineInfo { userns_remap: true, ..info };
+            assert!(unfit(&engine, Some(&remapped), data.path()).await.is_some());
+        }
+        for driver in ["btrfs", "zfs", "overlayfs", "vfs"] {
+            let info = of(driver, info().await);
+            let reason = unfit(&engine, Some(&info), data.path()).await.expect("unfit");
+            assert!(reason.contains(driver) && reason.contains("use overlay2"), "{reason}");
+        }
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use super::{WorkspaceError, failed, make_folder};
 const MIN_BYTES: u64 = 8 << 20;
 /// As many inodes as mkfs gives a file system of that size, within a bound: few enough to be a cap on "a million
 /// files", enough for the largest dependency trees.
-fn inodes(bytes: u64) -> u64 {
+pub(super) fn inodes(bytes: u64) -> u64 {
     const MAX: u64 = 1_000_000;
     let small = (bytes / 4_096).min(131_072);
     small.max(bytes / 16_384).min(MAX)

@@ -13,8 +13,9 @@ use buildyard_types::ByteSize;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{DiskCap, Workspace};
+use super::{DiskCap, Workspace, image_file};
 use crate::engine::ContainerDetails;
+use crate::host::{self, Room};
 
 /// Entries that one look counts: about 30 ms of work.
 const ENTRIES_PER_LOOK: usize = 20_000;
@@ -26,11 +27,31 @@ const MAX_PENDING: usize = 200_000;
 #[derive(Debug)]
 pub struct DiskWatch {
     roots: Vec<PathBuf>,
-    limit: ByteSize,
-    whole: bool,
+    limit: Used,
     walk: Option<Walk>,
-    last: Option<u64>,
+    /// What the last whole round counted.
+    last: Option<Used>,
     budget: usize,
+}
+
+/// What was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Used {
+    bytes: u64,
+    /// Files and folders, by their names: an empty one takes no byte, but an inode of the host.
+    entries: u64,
+}
+
+impl Used {
+    fn exceeds(self, limit: Used) -> bool {
+        self.bytes > limit.bytes || self.entries > limit.entries
+    }
+
+    /// Whether this is what leaves a file system without room for the host and for others.
+    fn crowds_out(self, room: Room) -> bool {
+        (room.is_low_on_bytes() && self.bytes > room.free.0)
+            || (room.is_low_on_inodes() && self.entries > room.inodes_free)
+    }
 }
 
 /// What a look found.
@@ -53,7 +74,7 @@ pub enum RootUsage {
 struct Walk {
     /// A root's number and a folder below it.
     pending: Vec<(usize, PathBuf)>,
-    bytes: u64,
+    used: Used,
 }
 
 /// What one folder did to the count.
@@ -71,40 +92,52 @@ impl DiskWatch {
             DiskCap::Hard => {}
             DiskCap::Watched => roots.push(workspace.disk.clone()),
         }
-        Self::over(roots, workspace.limit, container.upper_dir.is_some())
+        Self::over(roots, workspace.limit)
     }
 
-    fn over(roots: Vec<PathBuf>, limit: ByteSize, whole: bool) -> Self {
-        Self { roots, limit, whole, walk: None, last: None, budget: ENTRIES_PER_LOOK }
-    }
-
-    /// Whether all that the container can write is seen. Not with storage drivers that do not say where it goes.
-    pub fn sees_all(&self) -> bool {
-        self.whole
+    fn over(roots: Vec<PathBuf>, limit: ByteSize) -> Self {
+        // As many files as a workspace of that size has room for.
+        let limit = Used { bytes: limit.0, entries: image_file::inodes(limit.0) };
+        Self { roots, limit, walk: None, last: None, budget: ENTRIES_PER_LOOK }
     }
 
     /// Looks once, with bounded work: a large tree takes several calls for a round. Call it about once a second, on a
     /// thread that may block.
     pub fn look(&mut self) -> RootUsage {
-        let start =
-            || Walk { pending: (0..self.roots.len()).map(|root| (root, PathBuf::new())).collect(), bytes: 0 };
+        let rooms = self.roots.iter().filter_map(|root| host::room(root).ok()).collect::<Vec<_>>();
+        self.look_beside(&rooms)
+    }
+
+    /// A job may fill the host faster than it is counted, so the room that is left counts as well.
+    fn look_beside(&mut self, rooms: &[Room]) -> RootUsage {
+        let start = || Walk {
+            pending: (0..self.roots.len()).map(|root| (root, PathBuf::new())).collect(),
+            used: Used::default(),
+        };
         let mut walk = self.walk.take().unwrap_or_else(start);
         let mut budget = self.budget;
         while let Some((root, folder)) = walk.pending.pop() {
             let step = walk.count(&self.roots, root, &folder, &mut budget);
             if matches!(step, Step::Uncountable)
-                || walk.bytes > self.limit.0
+                || walk.used.exceeds(self.limit)
                 || walk.pending.len() > MAX_PENDING
             {
-                return RootUsage::Over { bytes: walk.bytes };
+                return RootUsage::Over { bytes: walk.used.bytes };
             }
             if budget == 0 {
-                self.walk = Some(walk);
-                return RootUsage::Within { bytes: self.last };
+                break;
             }
         }
-        self.last = Some(walk.bytes);
-        RootUsage::Within { bytes: self.last }
+        let used = walk.used;
+        if rooms.iter().any(|room| used.crowds_out(*room)) {
+            return RootUsage::Over { bytes: used.bytes };
+        }
+        if walk.pending.is_empty() {
+            self.last = Some(used);
+        } else {
+            self.walk = Some(walk);
+        }
+        RootUsage::Within { bytes: self.last.map(|used| used.bytes) }
     }
 }
 
@@ -126,15 +159,16 @@ impl Walk {
                 continue;
             }
             *budget = budget.saturating_sub(1);
+            self.used.entries += 1;
             let Ok(found) = rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             // A file with several names is counted in parts, one part for each of them.
             let blocks = u64::try_from(found.st_blocks).unwrap_or(0);
             let names = u64::from(found.st_nlink.max(1) as u32);
             if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-                self.bytes = self.bytes.saturating_add(blocks * 512);
+                self.used.bytes = self.used.bytes.saturating_add(blocks * 512);
                 self.pending.push((root, folder.join(OsStr::from_bytes(name.to_bytes()))));
             } else {
-                self.bytes = self.bytes.saturating_add(blocks * 512 / names);
+                self.used.bytes = self.used.bytes.saturating_add(blocks * 512 / names);
             }
             if self.pending.len() > MAX_PENDING {
                 return Step::Uncountable;
@@ -164,7 +198,7 @@ mod tests {
     use super::*;
 
     fn watch(root: &Path, limit: u64) -> DiskWatch {
-        DiskWatch::over(vec![root.to_owned()], ByteSize(limit), true)
+        DiskWatch::over(vec![root.to_owned()], ByteSize(limit))
     }
 
     fn write(path: &Path, bytes: usize) {
@@ -182,6 +216,48 @@ mod tests {
         assert!((100_000..200_000).contains(&bytes), "{bytes}");
         write(&tree.path().join("a/y"), 1 << 20);
         assert!(matches!(watch(tree.path(), 1 << 20).look(), RootUsage::Over { bytes } if bytes > 1 << 20));
+    }
+
+    #[test]
+    fn empty_files_count_as_files() {
+        let tree = tempfile::tempdir().expect("a folder");
+        let mut watch = watch(tree.path(), 1 << 20);
+        let inodes = watch.limit.entries;
+        for number in 0..inodes {
+            write(&tree.path().join(number.to_string()), 0);
+        }
+        assert!(matches!(watch.look(), RootUsage::Within { bytes: Some(_) }));
+        write(&tree.path().join("one more"), 0);
+        assert!(matches!(watch.look(), RootUsage::Over { .. }));
+    }
+
+    #[test]
+    fn a_job_that_fills_the_host_is_over_before_its_limit() {
+        let gib = 1 << 30;
+        let room = |free: u64, inodes_free: u64| Room {
+            free: ByteSize(free),
+            whole: ByteSize(100 * gib),
+            inodes_free,
+            inodes: 6_000_000,
+        };
+        let tree = tempfile::tempdir().expect("a folder");
+        for number in 0..100 {
+            write(&tree.path().join(number.to_string()), 10_000);
+        }
+        let mut watch = watch(tree.path(), 50 * gib);
+        for (room, over) in [
+            (room(50 * gib, 3_000_000), false),
+            // Others fill it, not this one.
+            (room(100 << 20, 3_000_000), false),
+            (room(50 * gib, 1_000), false),
+            (room(100_000, 3_000_000), true),
+            (room(50 * gib, 90), true),
+            // A file system without a fixed number of inodes.
+            (Room { inodes: 0, ..room(50 * gib, 0) }, false),
+        ] {
+            let found = watch.look_beside(&[room]);
+            assert_eq!(matches!(found, RootUsage::Over { .. }), over, "{room:?}: {found:?}");
+        }
     }
 
     #[test]
