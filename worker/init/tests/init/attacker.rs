@@ -84,6 +84,10 @@ fn calls() {
     let one_cpu = 1u64;
     let one_cpu = &raw const one_cpu as c_long;
     call("setpriority", libc::SYS_setpriority, [0, INIT, 19, 0, 0, 0]);
+    call("setpriority of a group", libc::SYS_setpriority, [1, 0, 19, 0, 0, 0]);
+    call("setpriority of a user", libc::SYS_setpriority, [2, 0, 19, 0, 0, 0]);
+    call("ioprio_set of a group", libc::SYS_ioprio_set, [2, 0, 3 << 13, 0, 0, 0]);
+    call("ioprio_set of a user", libc::SYS_ioprio_set, [3, 0, 3 << 13, 0, 0, 0]);
     call("sched_setscheduler", libc::SYS_sched_setscheduler, [INIT, 5, parameter, 0, 0, 0]);
     call("sched_setparam", libc::SYS_sched_setparam, [INIT, parameter, 0, 0, 0, 0]);
     call("sched_setattr", libc::SYS_sched_setattr, [INIT, attributes, 0, 0, 0, 0]);

@@ -12,40 +12,57 @@ use libc::{
     sock_filter, sock_fprog,
 };
 
-/// The calls of one architecture that name a process: number, and which argument names it.
+/// The calls of one architecture that change another process: number, and which arguments are refused.
 struct Table {
     /// `AUDIT_ARCH_…` of `linux/audit.h`.
     arch: u32,
     /// prlimit64, setpriority, sched_setparam, sched_setscheduler, sched_setaffinity, ioprio_set, sched_setattr.
-    calls: &'static [(u32, u32)],
+    calls: &'static [(u32, Refused)],
 }
+
+/// Arguments with the values that reach process 1.
+type Refused = &'static [(u32, u32)];
+/// It is named.
+const PROCESS: Refused = &[(0, 1)];
+/// It is named, or all of a group (1) or of a user (2) are meant, and it is of the job's own user.
+const PRIORITY: Refused = &[(1, 1), (0, 1), (0, 2)];
+/// The same for reads and writes, where group and user have other numbers.
+const IO_PRIORITY: Refused = &[(1, 1), (0, 2), (0, 3)];
 
 #[cfg(target_arch = "x86_64")]
 const TABLES: &[Table] = &[
     Table {
         arch: 0xC000_003E,
         calls: &[
-            (302, 0),
-            (141, 1),
-            (142, 0),
-            (144, 0),
-            (203, 0),
-            (251, 1),
-            (314, 0),
+            (302, PROCESS),
+            (141, PRIORITY),
+            (142, PROCESS),
+            (144, PROCESS),
+            (203, PROCESS),
+            (251, IO_PRIORITY),
+            (314, PROCESS),
             // The same once more by their x32 numbers, which share the architecture.
-            (0x4000_0000 + 302, 0),
-            (0x4000_0000 + 141, 1),
-            (0x4000_0000 + 142, 0),
-            (0x4000_0000 + 144, 0),
-            (0x4000_0000 + 203, 0),
-            (0x4000_0000 + 251, 1),
-            (0x4000_0000 + 314, 0),
+            (0x4000_0000 + 302, PROCESS),
+            (0x4000_0000 + 141, PRIORITY),
+            (0x4000_0000 + 142, PROCESS),
+            (0x4000_0000 + 144, PROCESS),
+            (0x4000_0000 + 203, PROCESS),
+            (0x4000_0000 + 251, IO_PRIORITY),
+            (0x4000_0000 + 314, PROCESS),
         ],
     },
     // 32 bit programs.
     Table {
         arch: 0x4000_0003,
-        calls: &[(340, 0), (97, 1), (154, 0), (156, 0), (241, 0), (289, 1), (351, 0)],
+        calls: &[
+            (340, PROCESS),
+            (97, PRIORITY),
+            (154, PROCESS),
+            (156, PROCESS),
+            (241, PROCESS),
+            (289, IO_PRIORITY),
+            (351, PROCESS),
+        ],
     },
 ];
 
@@ -53,12 +70,28 @@ const TABLES: &[Table] = &[
 const TABLES: &[Table] = &[
     Table {
         arch: 0xC000_00B7,
-        calls: &[(261, 0), (140, 1), (118, 0), (119, 0), (122, 0), (30, 1), (274, 0)],
+        calls: &[
+            (261, PROCESS),
+            (140, PRIORITY),
+            (118, PROCESS),
+            (119, PROCESS),
+            (122, PROCESS),
+            (30, IO_PRIORITY),
+            (274, PROCESS),
+        ],
     },
     // 32 bit programs.
     Table {
         arch: 0x4000_0028,
-        calls: &[(369, 0), (97, 1), (154, 0), (156, 0), (241, 0), (314, 1), (380, 0)],
+        calls: &[
+            (369, PROCESS),
+            (97, PRIORITY),
+            (154, PROCESS),
+            (156, PROCESS),
+            (241, PROCESS),
+            (314, IO_PRIORITY),
+            (380, PROCESS),
+        ],
     },
 ];
 
@@ -91,21 +124,30 @@ const ARGUMENTS_AT: u32 = 16;
 fn program() -> Vec<sock_filter> {
     let mut program = vec![load(ARCH_AT)];
     for table in TABLES {
-        // Load, the calls, and the last `allow`.
-        let length = 2 + 5 * table.calls.len();
-        program.push(unless_equal(table.arch, length as u8));
+        let calls: Vec<sock_filter> =
+            table.calls.iter().flat_map(|(number, refused)| call(*number, refused)).collect();
+        // The calls, and a load before and an `allow` behind them.
+        let length = u8::try_from(calls.len() + 2).expect("a jump reaches over a table");
+        program.push(unless_equal(table.arch, length));
         program.push(load(NUMBER_AT));
-        for (number, argument) in table.calls {
-            program.push(unless_equal(*number, 4));
-            program.push(load(ARGUMENTS_AT + 8 * argument));
-            program.push(unless_equal(1, 1));
-            program.push(answer(SECCOMP_RET_ERRNO | libc::EPERM as u32));
-            program.push(answer(SECCOMP_RET_ALLOW));
-        }
+        program.extend(calls);
         program.push(answer(SECCOMP_RET_ALLOW));
     }
     program.push(answer(SECCOMP_RET_ALLOW));
     program
+}
+
+/// What is done about one call. It ends the program, or leaves the number loaded for the next.
+fn call(number: u32, refused: Refused) -> Vec<sock_filter> {
+    let mut body = Vec::new();
+    for (argument, value) in refused {
+        body.push(load(ARGUMENTS_AT + 8 * argument));
+        body.push(unless_equal(*value, 1));
+        body.push(answer(SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    }
+    body.push(answer(SECCOMP_RET_ALLOW));
+    body.insert(0, unless_equal(number, body.len() as u8));
+    body
 }
 
 fn load(offset: u32) -> sock_filter {
@@ -149,14 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn only_what_names_process_1_is_refused() {
+    fn only_what_reaches_process_1_is_refused() {
         let refused = SECCOMP_RET_ERRNO | libc::EPERM as u32;
         for table in TABLES {
-            for (number, argument) in table.calls {
-                let mut arguments = [7, 7];
-                assert_eq!(run(table.arch, *number, arguments), SECCOMP_RET_ALLOW, "{number}");
-                arguments[*argument as usize] = 1;
-                assert_eq!(run(table.arch, *number, arguments), refused, "{number}");
+            for (number, list) in table.calls {
+                assert_eq!(run(table.arch, *number, [0, 7]), SECCOMP_RET_ALLOW, "{number}");
+                for (argument, value) in *list {
+                    let mut arguments = [0, 7];
+                    arguments[*argument as usize] = *value;
+                    assert_eq!(run(table.arch, *number, arguments), refused, "{number}: {arguments:?}");
+                }
             }
             assert_eq!(run(table.arch, 0, [1, 1]), SECCOMP_RET_ALLOW);
         }
