@@ -20,6 +20,18 @@ fn steps_run_in_order_and_the_job_is_completed() {
 }
 
 #[test]
+fn a_step_dies_for_lack_of_memory_before_its_init() {
+    for user in [User::Build, User::Root] {
+        let Some(mut container) = Container::start(user) else { return };
+        let job = container.job(&["cat /proc/self/oom_score_adj /proc/1/oom_score_adj"]);
+        let record = container.run(&job);
+        let scores: Vec<i32> = record.stdout().lines().map(|line| line.parse().expect("a number")).collect();
+        assert_eq!(scores[0], 1_000, "{user:?}");
+        assert!(scores[1] < 1_000, "{user:?}: {scores:?}");
+    }
+}
+
+#[test]
 fn a_job_without_steps_is_completed() {
     let Some(mut container) = Container::start(User::Build) else { return };
     let job = container.job(&[]);

@@ -19,8 +19,9 @@ const MAX_ARGUMENT_BYTES: usize = 128 * 1024 - 1;
 /// itself loses nothing.
 const SCRIPT_FD: c_int = 99;
 /// How much rather a step's processes shall die than init when memory is short: then the step fails with a signal
-/// that init reports, instead of the container going without a word. Anybody may raise it.
-const OOM_SCORE: &str = "500";
+/// that init reports, instead of the container going without a word. The greatest there is: init has the container's own,
+/// and may be larger than each of many small processes. Anybody may raise it.
+const OOM_SCORE: &str = "1000";
 /// Where shells are looked for before the step's own `PATH`.
 const SH: [&str; 1] = ["/bin"];
 const BASH: [&str; 3] = ["/bin", "/usr/bin", "/usr/local/bin"];
