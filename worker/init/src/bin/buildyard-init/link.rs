@@ -21,6 +21,8 @@ pub(crate) struct Link {
     path: CString,
     state: State,
     pause_ms: u64,
+    /// When the last connection broke, or the first was to be made.
+    alone_since: u64,
 }
 
 enum State {
@@ -39,8 +41,16 @@ struct Connection {
 }
 
 impl Link {
-    pub(crate) fn new(path: CString) -> Self {
-        Self { path, state: State::Down { retry_at: 0 }, pause_ms: FIRST_PAUSE_MS }
+    pub(crate) fn new(path: CString, now: u64) -> Self {
+        Self { path, state: State::Down { retry_at: now }, pause_ms: FIRST_PAUSE_MS, alone_since: now }
+    }
+
+    /// Since when there is no connection; `None` while there is one.
+    pub(crate) fn alone_since(&self) -> Option<u64> {
+        match &self.state {
+            State::Down { .. } => Some(self.alone_since),
+            State::Up(_) => None,
+        }
     }
 
     /// When to try again, if there is no connection.
@@ -83,6 +93,9 @@ impl Link {
 
     /// Gives the connection up. The next try comes after a pause.
     pub(crate) fn close(&mut self, now: u64) {
+        if let State::Up(_) = self.state {
+            self.alone_since = now;
+        }
         self.state = State::Down { retry_at: now + self.pause_ms };
         self.pause_ms = (self.pause_ms * 2).min(LONGEST_PAUSE_MS);
     }

@@ -42,6 +42,10 @@ use window::Window;
 /// How long the end of a job that never came waits to be fetched.
 const LINGER_WITHOUT_JOB_MS: u64 = 60_000;
 
+/// How long an init without a job waits for a worker to connect to: longer than a worker takes to be mended, and not for
+/// ever, since a container that nobody knows of would stay with it.
+const LINGER_ALONE_MS: u64 = 10 * 60_000;
+
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let Ok([path]) = <[_; 1]>::try_from(arguments) else {
@@ -78,6 +82,17 @@ enum State {
     Done { job: String, abandon_at: u64 },
 }
 
+impl State {
+    /// When to give up, if nothing comes until then.
+    fn abandon_at(&self, alone_since: Option<u64>) -> Option<u64> {
+        match self {
+            State::Waiting => alone_since.map(|since| since.saturating_add(LINGER_ALONE_MS)),
+            State::Running(_) => None,
+            State::Done { abandon_at, .. } => Some(*abandon_at),
+        }
+    }
+}
+
 /// What there is news of.
 #[derive(Clone, Copy)]
 enum Source {
@@ -92,7 +107,12 @@ impl Init {
         sys::close_inherited();
         sys::null_stdio()?;
         let signals = sys::take_signals()?;
-        Ok(Self { signals, link: Link::new(path), window: Window::new(), state: State::Waiting })
+        Ok(Self {
+            signals,
+            link: Link::new(path, sys::now_ms()),
+            window: Window::new(),
+            state: State::Waiting,
+        })
     }
 
     /// The loop. Gives the exit code.
@@ -135,13 +155,13 @@ impl Init {
                 }
             }
             self.link.flush(now, &mut self.window);
-            if let State::Done { abandon_at, .. } = &self.state {
-                if self.window.is_empty() {
-                    return EXIT_ACKNOWLEDGED;
-                }
-                if *abandon_at <= now {
-                    return EXIT_ABANDONED;
-                }
+            if let State::Done { .. } = &self.state
+                && self.window.is_empty()
+            {
+                return EXIT_ACKNOWLEDGED;
+            }
+            if self.state.abandon_at(self.link.alone_since()).is_some_and(|abandon_at| abandon_at <= now) {
+                return EXIT_ABANDONED;
             }
         }
     }
@@ -149,9 +169,8 @@ impl Init {
     /// How long there is nothing to do unless there is news.
     fn patience_ms(&self, now: u64) -> u64 {
         let own = match &self.state {
-            State::Waiting => None,
             State::Running(run) => run.wake_at(now),
-            State::Done { abandon_at, .. } => Some(*abandon_at),
+            State::Waiting | State::Done { .. } => self.state.abandon_at(self.link.alone_since()),
         };
         let wake_at = [own, self.link.retry_at()].into_iter().flatten().min().unwrap_or(u64::MAX);
         wake_at.saturating_sub(now)
@@ -240,5 +259,24 @@ fn hello(state: &State, window: &Window) -> Hello {
         job: job.to_owned(),
         first_kept: window.first_kept(),
         next: window.next(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_init_without_a_job_waits_for_ever_only_while_somebody_is_there() {
+        assert_eq!(State::Waiting.abandon_at(None), None);
+        assert_eq!(State::Waiting.abandon_at(Some(7)), Some(7 + LINGER_ALONE_MS));
+        let done = State::Done { job: "att-1-0-1".to_owned(), abandon_at: 9 };
+        assert_eq!((done.abandon_at(None), done.abandon_at(Some(7))), (Some(9), Some(9)));
+        // Tries that fail do not begin the wait anew.
+        let mut link = Link::new(CString::new("/nowhere/at/all").expect("no zero byte"), 100);
+        for now in [100, 200, 300] {
+            link.connect_if_due(now, || hello(&State::Waiting, &Window::new()));
+            assert_eq!(link.alone_since(), Some(100));
+        }
     }
 }
