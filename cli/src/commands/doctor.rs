@@ -1,11 +1,9 @@
 //! `buildyard doctor`
 
-use std::path::Path;
-
-use buildyard_worker::engine::docker::DEFAULT_SOCKET;
 use buildyard_worker::host::doctor::{Check, Level, examine};
 use clap::Args;
 
+use super::serve;
 use super::status::count;
 use crate::Context;
 use crate::exit::{self, CliError, Result};
@@ -22,7 +20,8 @@ pub(crate) struct DoctorArgs {}
 
 /// Carries the command out.
 pub(crate) async fn run(context: &Context, _: DoctorArgs) -> Result {
-    let checks = examine(Path::new(DEFAULT_SOCKET), &context.settings.data_dir.value).await;
+    let socket = serve::engine_socket(&serve::worker_settings(None)?.1);
+    let checks = examine(&socket, &context.settings.data_dir.value).await;
     let lacks = checks.iter().any(|check| check.level == Level::Fail);
     exit::answer(tell(context, &checks), if lacks { Err(CliError::negative()) } else { Ok(()) })
 }

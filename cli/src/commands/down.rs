@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use buildyard_types::Millis;
 use buildyard_types::time::HumanDuration;
-use buildyard_worker::engine::docker::{DEFAULT_SOCKET, DockerEngine};
+use buildyard_worker::engine::docker::DockerEngine;
 use buildyard_worker::engine::{Engine, Instance};
 use clap::Args;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Serialize;
 
+use super::serve;
 use crate::Context;
 use crate::config::Settings;
 use crate::exit::{CliError, Kind, Result};
@@ -151,8 +152,11 @@ async fn containers(settings: &Settings) -> Vec<String> {
         // No worker ever ran on this folder.
         return Vec::new();
     };
-    let engine = DockerEngine::new(Path::new(DEFAULT_SOCKET));
-    match engine.containers(&Instance::new(name.trim())).await {
+    let socket = match serve::worker_settings(None) {
+        Ok((_, settings)) => serve::engine_socket(&settings),
+        Err(error) => return vec![format!("containers, perhaps: {error}")],
+    };
+    match DockerEngine::new(&socket).containers(&Instance::new(name.trim())).await {
         Ok(containers) => containers.iter().map(|found| format!("container {}", found.name)).collect(),
         Err(error) => vec![format!("containers, perhaps: the engine cannot be asked ({error})")],
     }

@@ -9,7 +9,7 @@ use buildyard_types::worker::Capacity;
 use buildyard_types::{Labels, Outcome, Verdict};
 use buildyard_worker::artifacts::ArtifactLimits;
 use buildyard_worker::engine::Engine;
-use buildyard_worker::engine::docker::{DEFAULT_SOCKET, DockerEngine};
+use buildyard_worker::engine::docker::DockerEngine;
 use buildyard_worker::host;
 use buildyard_worker::local::{Checkout, LocalConfig, LocalError, LocalRunner};
 use clap::Args;
@@ -183,7 +183,7 @@ async fn carry_out(
 ) -> Result<Vec<LocalRun>> {
     let settings = serve::worker_settings(None)?.1;
     let folder = context.settings.data_dir.value.join("local");
-    let socket = settings.engine_socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let socket = serve::engine_socket(&settings);
     let limits = ArtifactLimits::default();
     let config = LocalConfig {
         folder: folder.clone(),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use buildyard_coordinator::config::{ConfigFile, CoordinatorConfig, DEFAULT_CONFIG_PATH};
 use buildyard_worker::config::{OnExit, WorkerConfig, WorkerSettings};
+use buildyard_worker::engine::docker::DEFAULT_SOCKET;
 use clap::{Args, Subcommand};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -205,6 +206,11 @@ pub(crate) fn worker_settings(named: Option<&Path>) -> Result<(PathBuf, WorkerSe
     }
 }
 
+/// The engine's socket that workers of this machine use. Whoever looks at the engine has to look at the same.
+pub(crate) fn engine_socket(settings: &WorkerSettings) -> PathBuf {
+    settings.engine_socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into())
+}
+
 fn worker_config(settings: &Settings, args: &WorkerArgs) -> Result<WorkerConfig> {
     let (path, mut file) = worker_settings(args.config.as_deref())?;
     if settings.coordinator.is_some() || file.coordinator.is_none() {
@@ -238,5 +244,17 @@ fn config_text(named: Option<&Path>, usual: &str) -> Result<(PathBuf, String)> {
             Ok((path.to_owned(), String::new()))
         }
         Err(error) => Err(CliError::file("read", path, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_that_is_asked_is_the_one_that_workers_use() {
+        let socket = |text: &str| engine_socket(&WorkerSettings::parse(text).unwrap());
+        assert_eq!(socket("engine_socket = \"/run/other.sock\"\n"), Path::new("/run/other.sock"));
+        assert_eq!(socket(""), Path::new(DEFAULT_SOCKET));
     }
 }

@@ -9,7 +9,6 @@ use buildyard_types::api::{StatusView, WorkerView};
 use buildyard_types::size::rounded;
 use buildyard_types::time::HumanDuration;
 use buildyard_types::{Millis, WorkerId};
-use buildyard_worker::engine::docker::DEFAULT_SOCKET;
 use buildyard_worker::host::doctor::{Level, examine};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -126,7 +125,8 @@ fn is_up(settings: &Settings) -> Result<bool> {
 
 /// Without root or an engine no worker starts. Saying so at once beats saying so after a minute.
 async fn preflight(context: &Context, settings: &Settings) -> Result {
-    let checks = examine(Path::new(DEFAULT_SOCKET), &settings.data_dir.value).await;
+    let socket = serve::engine_socket(&serve::worker_settings(None)?.1);
+    let checks = examine(&socket, &settings.data_dir.value).await;
     let (fatal, other): (Vec<_>, Vec<_>) = checks
         .into_iter()
         .filter(|check| check.level == Level::Fail)
