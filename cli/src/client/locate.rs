@@ -1,8 +1,9 @@
 //! Finds the coordinator and the token: as configured, or those of this machine.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use buildyard_coordinator::process::ProcessId;
 use reqwest::Url;
 
 use crate::config::Settings;
@@ -22,6 +23,31 @@ pub(crate) struct Endpoint {
     pub(crate) token: Option<String>,
     /// Where the token came from.
     pub(crate) token_origin: String,
+    /// Set where address or token are this machine's: what must hold before anything is sent.
+    pub(crate) own: Option<OwnCoordinator>,
+}
+
+/// The coordinator of a data folder. After a power cut or `kill -9` its address stays, and the port may be anybody's
+/// by now; the token must not go there.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnCoordinator {
+    folder: PathBuf,
+}
+
+impl OwnCoordinator {
+    /// Whether the process that wrote the address lives, and `url` is its address.
+    pub(crate) fn check(&self, url: &str) -> Result {
+        let process = std::fs::read(self.folder.join("process.json")).unwrap_or_default();
+        let is_alive = serde_json::from_slice::<ProcessId>(&process).is_ok_and(|process| process.is_alive());
+        let reason = match read_line(&self.folder.join("endpoint")) {
+            Ok(endpoint) if is_alive && same_local_server(url, &endpoint) => return Ok(()),
+            Ok(_) if is_alive => "this machine's coordinator listens elsewhere by now".to_owned(),
+            Ok(_) | Err(_) => {
+                format!("the coordinator of {} does not run, and nothing was sent", self.folder.display())
+            }
+        };
+        Err(CliError::unreachable(url, &reason))
+    }
 }
 
 /// Finds the coordinator and the token.
@@ -31,7 +57,10 @@ pub(crate) fn locate(settings: &Settings) -> Result<Endpoint> {
         Some(file) => (Some(read_token(&file.value)?), file.value.display().to_string()),
         None => local_token(settings, &url)?,
     };
-    Ok(Endpoint { url, token, token_origin })
+    let is_own_token = token.is_some() && settings.token_file.is_none();
+    let own = (is_own_token || settings.coordinator.is_none())
+        .then(|| OwnCoordinator { folder: settings.coordinator_dir() });
+    Ok(Endpoint { url, token, token_origin, own })
 }
 
 /// Finds the coordinator alone.
@@ -107,6 +136,25 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_sent_where_the_process_that_listened_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = OwnCoordinator { folder: folder.path().to_owned() };
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        let url = "http://127.0.0.1:7317";
+        write("endpoint", format!("{url}\n"));
+        assert!(own.check(url).is_err(), "an address alone is nobody's");
+        let process = ProcessId::of(std::process::id()).unwrap();
+        write("process.json", serde_json::to_string(&process).unwrap());
+        assert!(own.check(url).is_ok());
+        assert!(own.check("http://127.0.0.1:7318").is_err(), "it listens elsewhere by now");
+        let earlier = ProcessId { started: process.started - 1, ..process };
+        write("process.json", serde_json::to_string(&earlier).unwrap());
+        let error = own.check(url).unwrap_err();
+        assert_eq!(error.kind, crate::exit::Kind::Unreachable);
+        assert!(error.hint.unwrap().contains("buildyard up"));
+    }
 
     #[test]
     fn the_local_token_goes_to_this_machines_coordinator_only() {

@@ -139,6 +139,9 @@ impl Client {
     }
 
     async fn send_untimed(&self, request: RequestBuilder) -> Result<Response> {
+        if let Some(own) = &self.endpoint.own {
+            own.check(self.url())?;
+        }
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await;
         match answer {
             Ok(Ok(response)) if response.status().is_success() => Ok(response),

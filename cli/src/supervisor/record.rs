@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub(crate) use buildyard_coordinator::process::ProcessId;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -20,17 +21,6 @@ pub(crate) struct Record {
     pub(crate) parts: Vec<Part>,
 }
 
-/// A process that cannot be mistaken for a later one of the same number.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessId {
-    /// Its number.
-    pub(crate) pid: u32,
-    /// When it started, in ticks since boot.
-    pub(crate) started: u64,
-    /// Which boot.
-    pub(crate) boot: String,
-}
-
 /// One process under supervision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
@@ -42,26 +32,6 @@ pub(crate) struct Part {
     pub(crate) restarts: u64,
     /// How its last process ended.
     pub(crate) last_end: Option<String>,
-}
-
-impl ProcessId {
-    /// The process of a number, if there is one.
-    pub(crate) fn of(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        Some(Self { pid, started: start_time(&stat)?, boot: boot.trim().to_owned() })
-    }
-
-    /// Whether it still lives.
-    pub(crate) fn is_alive(&self) -> bool {
-        Self::of(self.pid).as_ref() == Some(self)
-    }
-}
-
-/// Field 22 of `/proc/PID/stat`. Field 2 is the program's name and may hold anything, `)` and blanks among it.
-fn start_time(stat: &str) -> Option<u64> {
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    behind_name.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn lock_path(data_dir: &Path) -> PathBuf {
@@ -140,21 +110,6 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_start_time_is_found_behind_any_name() {
-        let stat = "42 (a) b (c)) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2";
-        assert_eq!(start_time(stat), Some(987654));
-        assert_eq!(start_time("42 (cut"), None);
-    }
-
-    #[test]
-    fn a_process_is_told_from_a_later_one_of_its_number() {
-        let own = ProcessId::of(std::process::id()).unwrap();
-        assert!(own.is_alive());
-        assert!(!ProcessId { started: own.started - 1, ..own.clone() }.is_alive());
-        assert!(!ProcessId { boot: "another".into(), ..own }.is_alive());
-    }
 
     #[test]
     fn one_process_supervises_and_others_see_it() {

@@ -41,6 +41,9 @@ impl Coordinator {
         let folder = data_dir.join("coordinator");
         std::fs::create_dir_all(&folder).expect("a folder");
         std::fs::write(folder.join("endpoint"), format!("http://{address}\n")).expect("a file");
+        let process = buildyard_coordinator::process::ProcessId::of(std::process::id()).expect("it lives");
+        let process = serde_json::to_string(&process).expect("it is JSON");
+        std::fs::write(folder.join("process.json"), process).expect("a file");
         std::fs::write(folder.join("admin.token"), format!("{TOKEN}\n")).expect("a file");
         let streams = Arc::new(AtomicUsize::new(0));
         std::thread::spawn(move || {

@@ -114,6 +114,12 @@ impl DataDir {
         self.root.join("endpoint")
     }
 
+    /// Which process this coordinator is. The endpoint of one that was killed stays, and so does its port, for
+    /// whoever takes it: before a token is sent there, this process must be alive.
+    pub fn process(&self) -> PathBuf {
+        self.root.join("process.json")
+    }
+
     /// Puts a small file in place, whole or not at all, readable by its owner only, and synced.
     pub fn write_private(&self, path: &Path, text: &str) -> Result<(), DataDirError> {
         let staged = path.with_extension("new");

@@ -29,6 +29,7 @@ mod listen;
 mod logs;
 mod metrics;
 mod openapi;
+pub mod process;
 mod retention;
 mod routes;
 mod sentences;

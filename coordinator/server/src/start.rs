@@ -19,6 +19,7 @@ use crate::data_dir::{DataDir, DataDirError};
 use crate::driver::{Driver, DriverEnd, DriverHandle, DriverParts, QUEUE};
 use crate::logs::{CompactQueue, Hashes, LogSignals, LogWriter, compact_task};
 use crate::metrics::Metrics;
+use crate::process::ProcessId;
 use crate::retention::sweep_task;
 use crate::source::git::{Git, GitError};
 use crate::source::{Mirrors, source_task};
@@ -83,7 +84,7 @@ pub async fn serve(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let dir = coordinator.app.dir.clone();
-    dir.write_private(&dir.endpoint(), &format!("http://{bound}\n"))?;
+    announce(&dir, bound)?;
     tracing::info!(%bound, epoch = coordinator.app.epoch.0, "the coordinator listens");
     let closing = coordinator.closing.subscribe();
     let http = tokio::spawn(listen::serve(listener, coordinator.router(), connections, closing));
@@ -108,6 +109,19 @@ pub async fn serve(
             ended
         }
     }
+}
+
+/// Says where this coordinator listens and which process it is. An address of an earlier start goes first, so that
+/// no moment shows it beside a living process.
+fn announce(dir: &DataDir, bound: std::net::SocketAddr) -> Result<(), ServeError> {
+    let _ = std::fs::remove_file(dir.endpoint());
+    let process = ProcessId::of(std::process::id()).map(|process| serde_json::to_string(&process));
+    // Where /proc cannot be read, nobody could tell a living process either.
+    if let Some(Ok(process)) = process {
+        dir.write_private(&dir.process(), &format!("{process}\n"))?;
+    }
+    dir.write_private(&dir.endpoint(), &format!("http://{bound}\n"))?;
+    Ok(())
 }
 
 /// A coordinator without its socket.
