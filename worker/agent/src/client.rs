@@ -74,6 +74,8 @@ pub enum ClientError {
         doing: &'static str,
         /// The HTTP status.
         status: u16,
+        /// Stable name of the reason.
+        code: String,
         /// In its words.
         detail: String,
     },
@@ -192,18 +194,15 @@ async fn refusal(doing: &'static str, answer: Response) -> ClientError {
     let problem = read::<Problem>(doing, answer).await.ok();
     let detail =
         problem.as_ref().map_or_else(|| format!("status {status}"), |problem| problem.detail.clone());
+    let code = problem.map(|problem| problem.code).unwrap_or_default();
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ClientError::Unauthorized { doing, detail },
-        StatusCode::CONFLICT => ClientError::Conflict {
-            doing,
-            code: problem.map(|problem| problem.code).unwrap_or_default(),
-            detail,
-        },
+        StatusCode::CONFLICT => ClientError::Conflict { doing, code, detail },
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
             ClientError::Unavailable { doing, detail }
         }
         status if status.is_server_error() => ClientError::Unavailable { doing, detail },
-        status => ClientError::Refused { doing, status: status.as_u16(), detail },
+        status => ClientError::Refused { doing, status: status.as_u16(), code, detail },
     }
 }
 

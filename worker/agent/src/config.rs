@@ -44,7 +44,7 @@ pub struct CapacitySettings {
     pub disk: Option<ByteSize>,
 }
 
-/// What becomes of running attempts when the worker is told to end.
+/// What becomes of running attempts when the worker is told to end. One that is turned away leaves them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnExit {
     /// They go on: their containers run, their inits keep what they print, and the next start takes them up

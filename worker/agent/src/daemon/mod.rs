@@ -161,8 +161,14 @@ pub async fn serve(
     }
     tracing::info!(session = number, attempts = daemon.held.len(), "the worker is ready");
     let ended = daemon.run(shutdown.as_mut()).await;
-    daemon.leave(config.on_exit).await;
-    if config.on_exit == OnExit::Stop
+    let exit = match &ended {
+        Ok(()) => config.on_exit,
+        // Nobody asked for an end. What runs may be taken up by the next start, as with a newer version, and what
+        // is not, stops itself at the end of its lease.
+        Err(_) => OnExit::Leave,
+    };
+    daemon.leave(exit).await;
+    if exit == OnExit::Stop
         && let Err(error) = crate::network::EgressNetwork::remove(&*engine, &instance).await
     {
         tracing::warn!(error = %error, "the egress network stays");
@@ -228,19 +234,10 @@ impl Daemon {
                 self.take(Event::Answered { sent, response });
                 Ok(())
             }
-            Err(error) if error.is_temporary() => {
-                self.calls.failed(&error);
+            Err(error) => {
+                self.calls.failed(&worth_another(error)?);
                 Ok(())
             }
-            Err(error @ ClientError::Unauthorized { .. }) => Err(WorkerError::Credential(error)),
-            Err(error @ ClientError::Conflict { .. }) => Err(WorkerError::TakenOver(error)),
-            Err(
-                error @ (ClientError::Unreachable { .. }
-                | ClientError::Unavailable { .. }
-                | ClientError::Refused { .. }
-                | ClientError::Answer { .. }
-                | ClientError::File { .. }),
-            ) => Err(WorkerError::Refused(error)),
         }
     }
 
@@ -307,9 +304,60 @@ impl Daemon {
     }
 }
 
+/// The error of a call, if another call may fare better: a proxy in between, a report that is too large until some
+/// of it is on record, an answer that was cut. Else why the worker is turned away.
+fn worth_another(error: ClientError) -> Result<ClientError, WorkerError> {
+    match &error {
+        ClientError::Unauthorized { .. } => Err(WorkerError::Credential(error)),
+        ClientError::Conflict { code, .. } if code == "session-taken-over" => {
+            Err(WorkerError::TakenOver(error))
+        }
+        ClientError::Refused { code, .. } if code == "protocol-unsupported" => {
+            Err(WorkerError::Refused(error))
+        }
+        ClientError::Unreachable { .. }
+        | ClientError::Unavailable { .. }
+        | ClientError::Conflict { .. }
+        | ClientError::Refused { .. }
+        | ClientError::Answer { .. }
+        | ClientError::File { .. } => Ok(error),
+    }
+}
+
 async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, code: &str) -> ClientError {
+        ClientError::Refused { doing: "sync", status, code: code.into(), detail: String::new() }
+    }
+
+    fn conflict(code: &str) -> ClientError {
+        ClientError::Conflict { doing: "sync", code: code.into(), detail: String::new() }
+    }
+
+    /// A proxy's 404, a report that was too large for once, and half an answer ended the worker, and with it
+    /// everything that it ran.
+    #[test]
+    fn a_worker_ends_only_when_it_is_turned_away_by_name() {
+        let unreadable = ClientError::Answer { doing: "sync", reason: "it ends too soon".into() };
+        let later = [refused(404, ""), refused(413, "body-too-large"), conflict("conflict"), unreadable];
+        for error in later {
+            let said = error.to_string();
+            assert!(worth_another(error).is_ok(), "{said}");
+        }
+        let unauthorized = ClientError::Unauthorized { doing: "sync", detail: String::new() };
+        assert!(matches!(worth_another(unauthorized), Err(WorkerError::Credential(_))));
+        let taken_over = worth_another(conflict("session-taken-over"));
+        assert!(matches!(taken_over, Err(WorkerError::TakenOver(_))));
+        let unspoken = worth_another(refused(400, "protocol-unsupported"));
+        assert!(matches!(unspoken, Err(WorkerError::Refused(_))));
     }
 }
