@@ -70,10 +70,15 @@ fn is_tried_again(outcome: &Outcome) -> bool {
     }
 }
 
+/// How long a worker may be silent before its attempts are given up: lease and grace.
+pub fn silence_ms(settings: &Settings) -> Millis {
+    Millis(settings.lease_ms.0.saturating_add(settings.grace_ms.0))
+}
+
 /// How long a container may run on whose worker forgot it: nobody renews it, so its init stops it at the end of
 /// the lease, if the worker has not swept it before.
 pub fn forgotten_ms(settings: &Settings) -> Millis {
-    Millis(settings.lease_ms.0.saturating_add(settings.grace_ms.0))
+    silence_ms(settings)
 }
 
 /// When a worker is evicted that was told at `now` to stop an attempt.
@@ -82,8 +87,7 @@ pub fn forgotten_ms(settings: &Settings) -> Millis {
 /// none whose lease is over.
 pub fn stop_deadline(settings: &Settings, now: Timestamp) -> Timestamp {
     let patience = settings.stop_grace_ms.0.saturating_add(settings.stop_slack_ms.0);
-    let lease = settings.lease_ms.0.saturating_add(settings.grace_ms.0);
-    now + Millis(patience.max(lease))
+    now + Millis(patience).max(silence_ms(settings))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::lifecycle::job::Job;
 use crate::lifecycle::run::Run;
 use crate::lifecycle::worker::{Heard, Liveness, Worker};
 use crate::record::Record;
+use crate::retry;
 
 /// Most keys of requesters that are remembered; the oldest runs' keys go first.
 pub const MAX_KEYS: usize = 10_000;
@@ -87,7 +88,8 @@ pub struct State {
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Runs by the key of their requester, at most [`MAX_KEYS`].
     pub keys: BTreeMap<String, RunId>,
-    /// When this process began to listen. Leases of workers not heard of count from here.
+    /// When this process began to listen. Leases of workers not heard of count from here, and so do limits that
+    /// passed before.
     pub listening_since: Timestamp,
     /// Calls of workers to this process. Volatile: not committed, not part of "the same state".
     pub heard: BTreeMap<WorkerId, Heard>,
@@ -123,7 +125,7 @@ impl State {
         let jobs = loaded.jobs.into_iter().map(|job| (job.id, job)).collect();
         let attempts = loaded.attempts.into_iter().map(|attempt| (attempt.id, attempt)).collect();
         let workers = loaded.workers.into_iter().map(|worker| (worker.id, worker)).collect();
-        let index = Index::build(&runs, &jobs, &attempts, &workers, &settings);
+        let index = Index::build(&runs, &jobs, &attempts, &workers, &settings, now);
         let mut state = Self {
             epoch,
             settings,
@@ -324,7 +326,7 @@ impl State {
     /// When a worker's attempts are given up.
     pub(crate) fn lost_at(&self, worker: WorkerId) -> Timestamp {
         let from = self.heard.get(&worker).map_or(self.listening_since, |heard| heard.at);
-        from + self.settings.lease_ms + self.settings.grace_ms
+        from + retry::silence_ms(&self.settings)
     }
 
     /// Sets the next moment at which something is due for a worker: it becomes quiet, or it is lost.

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_scheduler::invariants::{broken_by, broken_in};
+use buildyard_scheduler::lifecycle::attempt::AttemptState;
 use buildyard_scheduler::lifecycle::job::JobState;
 use buildyard_scheduler::lifecycle::run::RunState;
 use buildyard_scheduler::{Loaded, Record, State};
-use buildyard_types::outcome::TimeLimit;
+use buildyard_types::outcome::{InfraCause, TimeLimit};
 use buildyard_types::{Epoch, JobId, Millis, Outcome, Timestamp};
 
 use crate::host::Container;
@@ -27,6 +28,8 @@ pub(crate) struct Audit {
     /// The container of each job whose steps run.
     running: BTreeMap<JobId, (u64, usize)>,
     containers: u64,
+    /// Since when the coordinator has listened without a break.
+    listening_since: u64,
     /// Outcomes on record, of all runs ever.
     outcomes: BTreeMap<JobId, Outcome>,
     /// Which plan a run belongs to.
@@ -50,6 +53,7 @@ impl Audit {
             model: State::from_snapshot(Epoch(0), settings, Loaded::default(), now),
             running: BTreeMap::new(),
             containers: 0,
+            listening_since: 0,
             outcomes: BTreeMap::new(),
             plans: BTreeMap::new(),
             all_plans: scenario.runs.clone(),
@@ -75,6 +79,7 @@ impl Audit {
             }
             Record::JobChanged { job, state: JobState::Finished { outcome, ended, .. } } => {
                 self.job_finished(*job, outcome);
+                self.waited_for_long_enough(*job, outcome, *ended);
                 if ended.0 > now {
                     self.breaks("nothing ends in the future", job);
                 }
@@ -85,6 +90,9 @@ impl Audit {
                     self.breaks("without need nothing is tried again", attempt.id);
                 }
             }
+            Record::AttemptChanged { attempt, state: AttemptState::Ended { report, at } } => {
+                self.waited_for_long_enough(attempt.job, &report.outcome, *at);
+            }
             Record::JobChanged { .. }
             | Record::RunCompiled { .. }
             | Record::RunChanged { .. }
@@ -94,6 +102,36 @@ impl Audit {
             | Record::WorkerRemoved { .. } => {}
         }
         self.model.apply(record);
+    }
+
+    /// A coordinator begins to listen.
+    pub(crate) fn listens(&mut self, now: u64) {
+        self.listening_since = now;
+    }
+
+    /// What is concluded from silence is concluded from silence that somebody could have broken.
+    fn waited_for_long_enough(&mut self, job: JobId, outcome: &Outcome, at: Timestamp) {
+        let settings = &self.model.settings;
+        let silence = Millis(settings.lease_ms.0 + settings.grace_ms.0);
+        let needed = match outcome {
+            Outcome::TimedOut { limit: TimeLimit::Queue, after_ms } => *after_ms,
+            Outcome::Infra { cause: InfraCause::WorkerLost | InfraCause::StopIgnored, .. } => silence,
+            Outcome::Infra { .. }
+            | Outcome::TimedOut { .. }
+            | Outcome::Passed
+            | Outcome::Failed { .. }
+            | Outcome::OutOfMemory { .. }
+            | Outcome::DiskQuota { .. }
+            | Outcome::LogCap { .. }
+            | Outcome::Cancelled { .. }
+            | Outcome::Skipped { .. }
+            | Outcome::Refused { .. } => return,
+        };
+        let listened = at.since(Timestamp(self.listening_since));
+        if listened < needed {
+            let said = format!("{job} is {outcome} after {listened} of listening");
+            self.breaks("time in which no coordinator listened is held against nobody", said);
+        }
     }
 
     /// The verdict is the one that the scripts make known in advance, or one for which there is a reason.

@@ -99,6 +99,7 @@ impl World {
         let (epoch, settings) = (Epoch(self.coordinator.lives), self.scenario.settings.clone());
         let state = State::from_snapshot(epoch, settings, self.coordinator.store.load(), since);
         self.audit.reloaded(&state);
+        self.audit.listens(self.now);
         Core::new(state)
     }
 

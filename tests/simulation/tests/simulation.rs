@@ -84,5 +84,5 @@ fn a_coordinator_that_holds_calls_too_long_is_caught() {
 
 #[test]
 fn a_coordinator_that_gives_no_fresh_term_after_its_restart_is_caught() {
-    caught(Sabotage::NoTermAfterRestart, "two containers of one job never overlap");
+    caught(Sabotage::NoTermAfterRestart, "time in which no coordinator listened is held against nobody");
 }

@@ -8,6 +8,7 @@ use crate::index::timers::Due;
 use crate::lifecycle::attempt::decided_end;
 use crate::lifecycle::job::JobState;
 use crate::lifecycle::worker::Liveness;
+use crate::retry;
 
 impl Deciding<'_> {
     pub(super) fn everything_due(&mut self) {
@@ -75,8 +76,7 @@ impl Deciding<'_> {
 
     /// The worker has stopped its attempts by itself by now, whether it lives or not: they may be placed again.
     fn worker_lost(&mut self, worker: WorkerId) {
-        let settings = &self.state.settings;
-        let silence = Millis(settings.lease_ms.0.saturating_add(settings.grace_ms.0));
+        let silence = retry::silence_ms(&self.state.settings);
         let detail = format!("{} did not answer for {silence}", self.worker_name(worker));
         let lost = Outcome::Infra { cause: InfraCause::WorkerLost, detail };
         let live: Vec<AttemptId> =

@@ -19,6 +19,7 @@ use crate::lifecycle::attempt::{Attempt, AttemptState};
 use crate::lifecycle::job::{Job, JobState};
 use crate::lifecycle::run::Run;
 use crate::lifecycle::worker::Worker;
+use crate::retry;
 use crate::state::{Settings, State};
 use buildyard_types::WorkerId;
 use pool::{Held, Life, Pool};
@@ -43,6 +44,8 @@ pub(crate) struct Index {
     /// Jobs that need a job.
     pub(crate) dependents: BTreeMap<JobId, Vec<JobId>>,
     pub(crate) open: BTreeMap<RunId, Open>,
+    /// When this process began to listen: nobody could call before.
+    listening_since: Timestamp,
 }
 
 impl Index {
@@ -53,8 +56,9 @@ impl Index {
         attempts: &BTreeMap<AttemptId, Attempt>,
         workers: &BTreeMap<WorkerId, Worker>,
         settings: &Settings,
+        listening_since: Timestamp,
     ) -> Self {
-        let mut index = Self::default();
+        let mut index = Self { listening_since, ..Self::default() };
         for worker in workers.values() {
             index.pool.worker_changed(None, Some(worker), worker.id);
         }
@@ -126,7 +130,7 @@ impl Index {
             | JobState::Running { .. }
             | JobState::Stopping { .. } => {}
         }
-        let due = due(job, self.queue.is_delayed(job.id), attempts, settings);
+        let due = self.due(job, self.queue.is_delayed(job.id), attempts, settings);
         self.timers.set(Due::Job(job.id), due);
     }
 
@@ -142,7 +146,7 @@ impl Index {
         {
             self.queue.insert((*since, job.id), Demand::of(&job.spec));
         }
-        self.timers.set(Due::Job(job.id), due(job, false, attempts, settings));
+        self.timers.set(Due::Job(job.id), self.due(job, false, attempts, settings));
     }
 
     /// An attempt was made (`before` is `None`) or moved on from `before`.
@@ -169,10 +173,10 @@ impl Index {
 
     /// The part in which this differs from what the state implies.
     pub(crate) fn differs_from(&self, state: &State) -> Option<String> {
-        let State { runs, jobs, attempts, workers, settings, .. } = state;
-        let built = Self::build(runs, jobs, attempts, workers, settings);
+        let State { runs, jobs, attempts, workers, settings, listening_since, .. } = state;
+        let built = Self::build(runs, jobs, attempts, workers, settings, *listening_since);
         let is_delayed = |job: &Job| self.queue.is_delayed(job.id);
-        let due = |job: &Job| Some((job.id, due(job, is_delayed(job), attempts, settings)?));
+        let due = |job: &Job| Some((job.id, self.due(job, is_delayed(job), attempts, settings)?));
         let queued = |job: &Job| match &job.state {
             JobState::Queued { since, .. } => Some(((*since, job.id), Demand::of(&job.spec))),
             JobState::Waiting
@@ -192,6 +196,42 @@ impl Index {
         }
         let queued = jobs.values().filter_map(queued).collect();
         self.queue.differs_from(&queued).or_else(|| self.pool.differs_from(built.pool, workers))
+    }
+
+    /// When something is due for a job that nobody reports.
+    ///
+    /// A moment that passed while no coordinator listened says nothing: whoever could have met it could not say
+    /// so, or was not told. After a start each has a fresh term: a job to be taken, a worker to say that it has
+    /// begun or ended an attempt, and to hear of a stop and obey.
+    fn due(
+        &self,
+        job: &Job,
+        delayed: bool,
+        attempts: &BTreeMap<AttemptId, Attempt>,
+        settings: &Settings,
+    ) -> Option<Timestamp> {
+        let listening = self.listening_since;
+        let heard_out = |limit: Timestamp, began: Timestamp| {
+            if began < listening { limit.max(listening + retry::silence_ms(settings)) } else { limit }
+        };
+        match &job.state {
+            JobState::Queued { not_before, .. } if delayed => Some(*not_before),
+            JobState::Queued { since, not_before } => {
+                Some((*since).max(*not_before).max(listening) + job.spec.queue_timeout_ms)
+            }
+            JobState::Assigned { attempt, .. } => {
+                let placed_at = attempts.get(attempt)?.placed_at;
+                Some(heard_out(placed_at + settings.prepare_limit_ms, placed_at))
+            }
+            JobState::Running { started, .. } => {
+                let limit = Millis(job.spec.timeout_ms.0.saturating_add(settings.limit_slack_ms.0));
+                Some(heard_out(*started + limit, *started))
+            }
+            JobState::Stopping { deadline, .. } => {
+                Some((*deadline).max(retry::stop_deadline(settings, listening)))
+            }
+            JobState::Waiting | JobState::Finished { .. } => None,
+        }
     }
 
     /// A run left the state.
@@ -221,26 +261,5 @@ fn life(state: &AttemptState) -> Option<Life> {
             | Outcome::Refused { .. } => Some(Life::Ended),
         },
         AttemptState::Removed { .. } => None,
-    }
-}
-
-/// When something is due for a job that nobody reports.
-pub(crate) fn due(
-    job: &Job,
-    delayed: bool,
-    attempts: &BTreeMap<AttemptId, Attempt>,
-    settings: &Settings,
-) -> Option<Timestamp> {
-    match &job.state {
-        JobState::Queued { not_before, .. } if delayed => Some(*not_before),
-        JobState::Queued { since, not_before } => Some((*since).max(*not_before) + job.spec.queue_timeout_ms),
-        JobState::Assigned { attempt, .. } => {
-            attempts.get(attempt).map(|attempt| attempt.placed_at + settings.prepare_limit_ms)
-        }
-        JobState::Running { started, .. } => {
-            Some(*started + Millis(job.spec.timeout_ms.0.saturating_add(settings.limit_slack_ms.0)))
-        }
-        JobState::Stopping { deadline, .. } => Some(*deadline),
-        JobState::Waiting | JobState::Finished { .. } => None,
     }
 }

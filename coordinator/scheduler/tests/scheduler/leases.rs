@@ -129,3 +129,73 @@ fn what_a_lost_worker_still_holds_counts_when_it_is_back() {
     farm.sync(worker, &[]);
     assert_eq!(farm.is(run.job(0)), "assigned", "not listed any more: it is gone");
 }
+
+/// The deadline passed while no coordinator listened: at its first tick it called the stop ignored, and the report
+/// that the worker had waited to make was refused.
+#[test]
+fn after_a_restart_a_stop_has_its_whole_time_again() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    let run = farm.run(vec![job("a")]);
+    let attempt = run.job(0).attempt(1);
+    farm.sync(worker, &farm.running(worker));
+    farm.decide(Input::CancelJob { job: run.job(0), by: "by admin".into() });
+    farm.now += 60_000;
+    farm.restart();
+    farm.pass(20_000);
+    let response = farm.sync(worker, &[farm.runs(attempt, 90_000)]);
+    assert_eq!(response.stop.len(), 1, "it may not have been told before");
+    farm.pass(9_999);
+    assert_eq!(farm.is(run.job(0)), "stopping");
+    let response = farm.sync(worker, &[farm.ended(attempt, Outcome::Passed, true)]);
+    assert_eq!(response.forget, [attempt]);
+    assert_eq!(farm.outcome(run.job(0)), Outcome::Cancelled { by: "by admin".into() });
+}
+
+#[test]
+fn after_a_restart_a_stop_that_stays_without_answer_is_ignored_in_the_end() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    let run = farm.run(vec![job("a")]);
+    let attempt = run.job(0).attempt(1);
+    farm.sync(worker, &farm.running(worker));
+    farm.decide(Input::CancelJob { job: run.job(0), by: "by admin".into() });
+    farm.restart();
+    for _ in 0..3 {
+        farm.pass(10_000);
+        farm.sync(worker, &[farm.report(attempt, AttemptProgress::Stopping)]);
+    }
+    let end = farm.core.state().attempts[&attempt].state.report().map(|report| report.outcome.clone());
+    assert!(matches!(end, Some(Outcome::Infra { cause: InfraCause::StopIgnored, .. })), "{end:?}");
+}
+
+/// A coordinator that was down for two hours ended every queued job before a worker could call.
+#[test]
+fn after_a_restart_queued_jobs_wait_for_workers_as_long_as_at_first() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    farm.pass(60_000);
+    let run = farm.run(vec![job("a")]);
+    farm.now += 2 * 3_600_000;
+    farm.restart();
+    farm.pass(10_000);
+    assert_eq!(farm.is(run.job(0)), "queued");
+    farm.sync(worker, &[]);
+    assert_eq!(farm.is(run.job(0)), "assigned");
+}
+
+#[test]
+fn after_a_restart_a_worker_can_say_what_became_of_attempts_whose_limits_passed() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    let run = farm.run(vec![job("a"), job("b")]);
+    let (a, b) = (run.job(0).attempt(1), run.job(1).attempt(1));
+    farm.sync(worker, &[farm.preparing(a), farm.runs(b, 0)]);
+    farm.now += 2 * 3_600_000;
+    farm.restart();
+    farm.pass(24_999);
+    assert_eq!((farm.is(run.job(0)), farm.is(run.job(1))), ("assigned", "running"));
+    farm.sync(worker, &[farm.ended(a, Outcome::Passed, true), farm.ended(b, Outcome::Passed, true)]);
+    assert_eq!(farm.outcome(run.job(0)), Outcome::Passed);
+    assert_eq!(farm.outcome(run.job(1)), Outcome::Passed);
+}
