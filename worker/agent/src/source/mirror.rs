@@ -18,6 +18,8 @@ const MAX_MIRRORS: usize = 32;
 /// Most packs of one mirror. Every fetch adds one and git looks through all of them, so a mirror beyond this
 /// is fetched anew, which packs it into one.
 const MAX_PACKS: usize = 200;
+/// Fetches between two times that a mirror is fetched anew for its size: its repository may be larger than the limit.
+const FEW_PACKS: usize = 20;
 const FETCH_LIMIT: Duration = Duration::from_secs(15 * 60);
 const SHORT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -91,9 +93,13 @@ impl Mirrors {
         }
         let git_dir = self.root.join(format!("{:.32x}.git", Sha256::digest(remote.repository.as_bytes())));
         let locks = self.locks(&git_dir);
+        let commit_ref = git_dir.join(format!("refs/buildyard/{commit}"));
+        if !commit_ref.exists() {
+            self.drop_overgrown(&git_dir, &locks).await?;
+        }
         let in_use = locks.in_use.clone().read_owned().await;
         let fetching = locks.fetch.lock().await;
-        let there = git_dir.join(format!("refs/buildyard/{commit}")).exists();
+        let there = commit_ref.exists();
         let tags_there =
             !tags || fs::read_to_string(git_dir.join("tags-of")).is_ok_and(|run| run == remote.run);
         if !there || !tags_there {
@@ -116,6 +122,27 @@ impl Mirrors {
         let locks = self.locks(&git_dir);
         let _alone = locks.in_use.write().await;
         remove(&git_dir)
+    }
+
+    /// Drops a mirror that grew beyond the limits before it is fetched into again: from then on it is in use, and on a
+    /// worker of one repository there is no other to drop.
+    async fn drop_overgrown(&self, git_dir: &Path, locks: &Locks) -> Result<(), SourceError> {
+        let size = size_of(git_dir);
+        if !self.is_overgrown(size) {
+            return Ok(());
+        }
+        let _alone = match locks.in_use.try_write() {
+            Ok(alone) => alone,
+            // The next one may find it idle. A worker that is never idle waits for its checkouts at last.
+            Err(_) if size.packs <= 2 * MAX_PACKS => return Ok(()),
+            Err(_) => locks.in_use.write().await,
+        };
+        // Another one waited for the same.
+        if self.is_overgrown(size_of(git_dir)) { remove(git_dir) } else { Ok(()) }
+    }
+
+    fn is_overgrown(&self, size: Size) -> bool {
+        size.packs > MAX_PACKS || (size.bytes > self.max_bytes && size.packs > FEW_PACKS)
     }
 
     /// Removes mirrors that are not in use, those first that were not used for longest, until the rest is

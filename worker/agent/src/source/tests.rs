@@ -206,6 +206,26 @@ async fn the_least_used_mirror_goes_first() {
 }
 
 #[tokio::test]
+async fn the_only_mirror_of_a_worker_keeps_to_its_limits_too() {
+    let farm = Farm::new();
+    let mirrors = Mirrors::new(farm.path("mirrors"), ByteSize(0)).with_folders();
+    let packs = |mirror: &Mirror| {
+        let entries = fs::read_dir(mirror.git_dir().join("objects/pack")).unwrap().flatten();
+        entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "pack")).count()
+    };
+    let mut most = 0;
+    let mut last = 0;
+    for number in 0..25 {
+        let commit = farm.commit("one", &number.to_string());
+        let mirror = farm.obtain(&mirrors, &commit, false).await.unwrap();
+        last = packs(&mirror);
+        most = most.max(last);
+    }
+    // One that is in use stays, and is dropped later.
+    assert!((20..=22).contains(&most) && last < 10, "{most} packs, {last} at last");
+}
+
+#[tokio::test]
 async fn hostile_names_and_files_stay_data() {
     let farm = Farm::new();
     let marker = farm.path("marker");
