@@ -1,6 +1,6 @@
 //! Ground for tests on a real Docker Engine: an engine, test images, and a check that nothing is left behind.
 //!
-//! Without an engine the tests skip and say so.
+//! Without an engine the tests skip and say so; with `BUILDYARD_REQUIRE_ENGINE` set they fail.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Ground {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let engine = DockerEngine::new(Path::new(DEFAULT_SOCKET));
         if let Err(error) = engine.ping().await {
-            eprintln!("skipped: {error}; start Docker to run this test");
+            skipped(&format!("{error}; start Docker to run this test"));
             return None;
         }
         IMAGES.get_or_init(|| make_images(&engine)).await;
@@ -49,6 +49,12 @@ impl Ground {
     pub fn name(&self) -> Instance {
         self.instance.clone()
     }
+}
+
+/// Says that a test cannot run here. Where everything is to be run, that is a failure.
+pub fn skipped(why: &str) {
+    assert!(std::env::var_os("BUILDYARD_REQUIRE_ENGINE").is_none(), "not run: {why}");
+    eprintln!("skipped: {why}");
 }
 
 /// Makes the test images unless they are there.

@@ -126,7 +126,7 @@ impl Farm {
     /// A worker whose job is this script. `None` without an engine or without root.
     pub(crate) async fn new(script: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: a worker needs root");
+            buildyard_test_docker::skipped("a worker needs root");
             return None;
         }
         let ground = Ground::find().await?;

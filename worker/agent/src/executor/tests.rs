@@ -35,7 +35,7 @@ macro_rules! farm {
         match Farm::new($script).await {
             Some(farm) => farm,
             None => {
-                eprintln!("skipped: making workspaces takes root");
+                crate::testing::skipped("making workspaces takes root");
                 return;
             }
         }

@@ -49,7 +49,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_copy_is_the_checkout_as_it_stands() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: giving files to the job's user takes root");
+        crate::testing::skipped("giving files to the job's user takes root");
         return;
     }
     let temp = ground();
@@ -93,7 +93,7 @@ async fn a_copy_is_the_checkout_as_it_stands() {
 #[tokio::test]
 async fn a_shallow_checkout_and_one_without_commits_are_copied_too() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: giving files to the job's user takes root");
+        crate::testing::skipped("giving files to the job's user takes root");
         return;
     }
     let temp = ground();
@@ -131,7 +131,7 @@ fn a_folder_without_a_repository_is_named() {
 #[tokio::test]
 async fn a_folder_swapped_for_a_link_leads_nowhere() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: giving files to the job's user takes root");
+        crate::testing::skipped("giving files to the job's user takes root");
         return;
     }
     let temp = ground();

@@ -15,7 +15,7 @@ async fn place() -> Option<Place> {
     let data = tempfile::tempdir().expect("a folder");
     let workspaces = Workspaces::open(data.path()).await.expect("workspaces");
     if let Some(why) = workspaces.why_watched() {
-        eprintln!("skipped: no loop mounts here: {why}");
+        crate::testing::skipped(&format!("no loop mounts here: {why}"));
         return None;
     }
     Some(Place { data, workspaces })
@@ -252,7 +252,7 @@ async fn without_loop_mounts_there_are_folders() {
     let mut workspaces = Workspaces::open(data.path()).await.expect("workspaces");
     workspaces.cap = DiskCap::Watched;
     let Ok(made) = workspaces.make(attempt(1), OWNER, ByteSize::from_mib(16)).await else {
-        eprintln!("skipped: folders cannot be handed over without root");
+        crate::testing::skipped("folders cannot be handed over without root");
         return;
     };
     assert_eq!(made.usage().expect("usage"), None);
