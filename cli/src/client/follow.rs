@@ -37,6 +37,8 @@ pub(crate) struct Follow {
     patience: Patience,
     clock: tokio::time::Instant,
     pause: Duration,
+    /// Since when bytes are waited for. It outlives the calls of [`Follow::next`], which callers cut short.
+    silent_since: Option<tokio::time::Instant>,
 }
 
 impl Follow {
@@ -52,6 +54,7 @@ impl Follow {
             patience: Patience::default(),
             clock: tokio::time::Instant::now(),
             pause: Duration::ZERO,
+            silent_since: None,
         }
     }
 
@@ -75,7 +78,16 @@ impl Follow {
                 return Ok(Followed::Event(event));
             }
             tokio::time::sleep(std::mem::take(&mut self.pause)).await;
-            let step = if self.connection.is_none() { self.connect().await } else { self.read().await };
+            let since = *self.silent_since.get_or_insert_with(tokio::time::Instant::now);
+            let step =
+                async { if self.connection.is_none() { self.connect().await } else { self.read().await } };
+            let step = match tokio::time::timeout_at(since + SILENCE, step).await {
+                Ok(step) => step,
+                Err(_) => Err(CliError::unreachable(self.client.url(), "the connection went silent")),
+            };
+            if !matches!(step, Ok(true)) {
+                self.silent_since = None;
+            }
             match step {
                 Ok(true) => {}
                 Ok(false) => {
@@ -124,12 +136,12 @@ impl Follow {
     async fn read(&mut self) -> Result<bool> {
         let Some((response, parser)) = &mut self.connection else { return Ok(true) };
         let url = self.client.url();
-        let chunk = match tokio::time::timeout(SILENCE, response.chunk()).await {
-            Ok(Ok(Some(chunk))) => chunk,
-            Ok(Ok(None)) => return Ok(false),
-            Ok(Err(error)) => return Err(self.client.unreachable(&error)),
-            Err(_) => return Err(CliError::unreachable(url, "the connection went silent")),
+        let chunk = match response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(false),
+            Err(error) => return Err(self.client.unreachable(&error)),
         };
+        self.silent_since = None;
         let mut events = Vec::new();
         parser.push(&chunk, &mut events).map_err(|error| {
             CliError::farm(format!("cannot understand the event stream of {url}")).because(error)
@@ -138,5 +150,52 @@ impl Follow {
         // Only bytes end an outage: whoever accepts and hangs up at once is not back.
         self.patience.succeeded();
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::client::Endpoint;
+
+    /// A coordinator that begins to answer and then says nothing more. Gives a client of it.
+    async fn silent_coordinator(says: &'static str) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                stream.write_all(says.as_bytes()).await.unwrap();
+                held.push(stream);
+            }
+        });
+        Client::to(Endpoint { url, token: None, token_origin: String::new(), own: None }).unwrap()
+    }
+
+    /// How often a caller that waits 10 s each time asks until it is told of the outage.
+    async fn asks_until_lost(says: &'static str) -> usize {
+        let mut stream = Follow::new(&silent_coordinator(says).await, &["events"], &[]);
+        for asked in 0..20 {
+            match tokio::time::timeout(Duration::from_secs(10), stream.next()).await {
+                Ok(Ok(Followed::Lost(error))) => {
+                    assert!(error.message.contains("silent"), "{error}");
+                    return asked;
+                }
+                Ok(Ok(Followed::Event(_))) | Err(_) => {}
+                Ok(other) => panic!("{other:?}"),
+            }
+        }
+        panic!("nobody noticed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_noticed_however_short_the_callers_wait() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nid: 1\ndata: x\n\n";
+        assert_eq!(asks_until_lost(head).await, 5, "one event, then four waits and a half");
+        assert_eq!(asks_until_lost("").await, 4);
     }
 }

@@ -74,7 +74,9 @@ impl Reader {
                     Followed::Event(event) => return self.record(&event.data).map(Read::Record),
                     Followed::Ended => {}
                 },
-                Err(_) if self.mode == Mode::Now => continue,
+                // Whoever asks for what is kept now gets all of it, but not from a coordinator that is dead: then
+                // the question for the end fails.
+                Err(_) if self.mode == Mode::Now && self.ending().await? == Ending::Open => continue,
                 Err(_) => {}
             }
             // A coordinator that goes down in good order ends its streams too: only the attempt's own view
