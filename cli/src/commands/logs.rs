@@ -1,13 +1,14 @@
 //! `buildyard logs`
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
-use buildyard_types::api::{AttemptView, JobView, LogLine};
+use buildyard_types::api::{AttemptView, JobView, LogLine, RunView};
 use buildyard_types::{AttemptId, JobId, RunId};
 use clap::Args;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::summary;
 use crate::Context;
@@ -24,8 +25,11 @@ use crate::terminal;
 const PIECE_BYTES: usize = 64 * 1024;
 /// Pieces of all jobs that wait to be written.
 const PIECES: usize = 32;
-/// How often a job without an attempt is looked at.
+/// How often a job without an attempt is looked at, or a run in whole where several of its jobs are followed.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Most streams that are open at once, an eighth of what the coordinator gives to all who follow. The logs of further
+/// attempts follow when earlier ones are complete.
+const STREAMS: usize = 64;
 
 /// Prints logs.
 #[derive(Debug, Args)]
@@ -140,7 +144,8 @@ fn last_attempt(job: &JobView) -> Option<AttemptId> {
 
 async fn print_one(plan: &Plan, job: &JobView, only: Option<AttemptId>) -> Result {
     let (pieces, inbox) = mpsc::channel(PIECES);
-    let work = read_job(plan, job.id, &job.name, only, None, pieces);
+    let look = Look::Job(plan.client.clone(), job.id);
+    let work = read_job(plan, look, &job.name, only, None, pieces);
     let (read, written) = tokio::join!(work, write_pieces(inbox));
     written.and(read)
 }
@@ -157,22 +162,90 @@ async fn print_each(plan: &Plan, jobs: &[JobView]) -> Result {
     Ok(())
 }
 
-/// All jobs at once, each line behind its job's name.
+/// All jobs at once, each line behind its job's name. Each run is asked for in one place, whatever the number of its
+/// jobs.
 async fn follow_all(plan: &Plan, jobs: &[JobView]) -> Result {
     let width = jobs.iter().map(|job| job.name.chars().count()).max().unwrap_or(0);
     let (pieces, inbox) = mpsc::channel(PIECES);
-    let mut readers = tokio::task::JoinSet::new();
-    for job in jobs {
-        let (plan, id, name, pieces) = (plan.clone(), job.id, job.name.clone(), pieces.clone());
-        let prefix = format!("{:<width$} | ", job.name);
-        readers.spawn(async move { read_job(&plan, id, &name, None, Some(prefix), pieces).await });
+    let streams = Arc::new(Semaphore::new(STREAMS));
+    let mut tasks = tokio::task::JoinSet::new();
+    for of_run in jobs.chunk_by(|one, other| one.id.run == other.id.run) {
+        let (views, view) = watch::channel(None);
+        for job in of_run {
+            let (plan, name, pieces) = (plan.clone(), job.name.clone(), pieces.clone());
+            let look = Look::Run { job: job.id, view: view.clone(), streams: streams.clone() };
+            let prefix = format!("{:<width$} | ", job.name);
+            tasks.spawn(async move { read_job(&plan, look, &name, None, Some(prefix), pieces).await });
+        }
+        if let [job, ..] = of_run {
+            tasks.spawn(look_at_run(plan.client.clone(), job.id.run, views));
+        }
     }
     drop(pieces);
     write_pieces(inbox).await?;
-    while let Some(ended) = readers.join_next().await {
+    while let Some(ended) = tasks.join_next().await {
         ended.map_err(|error| CliError::farm("a reader of a log broke off").because(error))??;
     }
     Ok(())
+}
+
+/// Asks for a run again and again, for all readers of its jobs, until it has ended or nobody reads any more.
+async fn look_at_run(client: Client, run: RunId, views: watch::Sender<Option<Arc<RunView>>>) -> Result {
+    while !views.is_closed() {
+        let view = target::run(&client, run).await?;
+        let ended = super::watch::is_final(&view);
+        views.send_replace(Some(Arc::new(view)));
+        if ended {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = views.closed() => {}
+        }
+    }
+    Ok(())
+}
+
+/// How a reader learns what has become of its job.
+enum Look {
+    /// By asking for it.
+    Job(Client, JobId),
+    /// From whoever asks for the whole run.
+    Run { job: JobId, view: watch::Receiver<Option<Arc<RunView>>>, streams: Arc<Semaphore> },
+}
+
+impl Look {
+    /// The job as it is known now; `None` if nobody will say anything about it any more.
+    async fn now(&mut self) -> Result<Option<JobView>> {
+        match self {
+            Look::Job(client, job) => target::job(client, *job).await.map(Some),
+            Look::Run { job, view, .. } => {
+                // Whoever asks has failed, and says so, if it ends before it knows anything.
+                let Ok(known) = view.wait_for(Option::is_some).await else { return Ok(None) };
+                let jobs = known.iter().flat_map(|run| &run.jobs);
+                Ok(jobs.into_iter().find(|known| known.id == *job).cloned())
+            }
+        }
+    }
+
+    /// Waits until it is worth looking again; `false` if it never will be.
+    async fn pause(&mut self) -> bool {
+        match self {
+            Look::Job(..) => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                true
+            }
+            Look::Run { view, .. } => view.changed().await.is_ok(),
+        }
+    }
+
+    /// The right to open a stream, until it is dropped.
+    async fn stream(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        match self {
+            Look::Job(..) => None,
+            Look::Run { streams, .. } => streams.clone().acquire_owned().await.ok(),
+        }
+    }
 }
 
 async fn write_pieces(mut inbox: mpsc::Receiver<String>) -> Result {
@@ -187,7 +260,7 @@ async fn write_pieces(mut inbox: mpsc::Receiver<String>) -> Result {
 /// Reads a job's log: one attempt, or with `-f` each attempt until the job is finished.
 async fn read_job(
     plan: &Plan,
-    id: JobId,
+    mut look: Look,
     name: &str,
     only: Option<AttemptId>,
     prefix: Option<String>,
@@ -197,7 +270,7 @@ async fn read_job(
     let mut last: Option<AttemptId> = None;
     let mut said = String::new();
     loop {
-        let job = target::job(&plan.client, id).await?;
+        let Some(job) = look.now().await? else { return Ok(()) };
         let next = match only {
             Some(attempt) => last.is_none().then_some(attempt),
             None => next_attempt(&job, last, plan.mode),
@@ -206,7 +279,9 @@ async fn read_job(
             if last.is_some() {
                 plan.ui.progress(&format!("{name}: {attempt} begins: {}", job.sentence));
             }
+            let permit = look.stream().await;
             let reader = read_attempt(plan, attempt, name, &mut printer, &pieces).await?;
+            drop(permit);
             last = Some(attempt);
             if reader == OutputReader::Gone {
                 return Ok(());
@@ -223,7 +298,9 @@ async fn read_job(
             plan.ui.progress(&format!("{name}: {}", job.sentence));
             said = job.sentence;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        if !look.pause().await {
+            return Ok(());
+        }
     }
 }
 
@@ -277,5 +354,132 @@ async fn read_attempt(
                 return Ok(OutputReader::Gone);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::client::Endpoint;
+    use crate::output::{Format, Ui};
+
+    /// A coordinator with one run of many jobs, and what it was asked.
+    #[derive(Default)]
+    struct Farm {
+        jobs: u32,
+        has_attempts: bool,
+        asked: Mutex<BTreeMap<String, usize>>,
+        open: AtomicUsize,
+        most_open: AtomicUsize,
+    }
+
+    impl Farm {
+        fn attempt(&self, job: u32) -> Value {
+            json!({
+                "id": format!("att-1-{job}-1"), "worker": "wkr-0000000000001", "worker_name": "one", "fence": 1,
+                "state": "removed", "outcome": null, "placed_at": 0, "started_at": null, "ended_at": null,
+                "steps": [], "usage": { "cpu_ms": 0, "peak_rss": "0", "log_bytes": 0, "prepare_ms": 0 },
+                "notes": [], "image_digest": null, "log_length": 0, "log_finished": true,
+            })
+        }
+
+        fn job(&self, job: u32, ended: bool) -> Value {
+            let attempts = if self.has_attempts { vec![self.attempt(job)] } else { Vec::new() };
+            json!({
+                "id": format!("job-1-{job}"), "name": format!("j{job}"),
+                "state": if ended { "finished" } else { "queued" },
+                "outcome": if ended { json!({ "kind": "passed" }) } else { Value::Null }, "sentence": "",
+                "needs": [], "image": "", "labels": "", "started_at": null, "ended_at": null,
+                "attempts": attempts,
+            })
+        }
+
+        fn run(&self, ended: bool) -> Value {
+            let jobs: Vec<Value> = (0..self.jobs).map(|job| self.job(job, ended)).collect();
+            json!({
+                "id": "run-1", "pipeline": "p", "file": "pipeline.toml", "repository": "/r", "commit": "0",
+                "ref_name": null, "state": if ended { "finished" } else { "active" },
+                "verdict": if ended { json!("passed") } else { Value::Null }, "sentence": "",
+                "diagnostics": [], "images": "open", "created_at": 0, "finished_at": null, "jobs": jobs,
+            })
+        }
+
+        fn asked(&self, kind: &str) -> usize {
+            self.asked.lock().unwrap().get(kind).copied().unwrap_or(0)
+        }
+
+        async fn answer(&self, path: &str) -> (&'static str, String) {
+            let parts: Vec<&str> = path.trim_start_matches("/api/v1/").split(['/', '?']).collect();
+            let times = {
+                let mut asked = self.asked.lock().unwrap();
+                let times = asked.entry(parts[0].to_owned()).or_default();
+                *times += 1;
+                *times
+            };
+            match parts.as_slice() {
+                ["runs", _] => ("application/json", self.run(times >= 4).to_string()),
+                ["jobs", id] => {
+                    let job = id.rsplit('-').next().and_then(|job| job.parse().ok()).unwrap();
+                    ("application/json", self.job(job, true).to_string())
+                }
+                _ => {
+                    let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
+                    self.most_open.fetch_max(open, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    self.open.fetch_sub(1, Ordering::SeqCst);
+                    ("text/event-stream", "event: end\ndata: {}\n\n".to_owned())
+                }
+            }
+        }
+    }
+
+    async fn follow(farm: Farm) -> Arc<Farm> {
+        let (farm, listener) = (Arc::new(farm), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = farm.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let farm = server.clone();
+                tokio::spawn(async move {
+                    let mut head = vec![0; 8192];
+                    let length = stream.read(&mut head).await.unwrap();
+                    let head = String::from_utf8_lossy(&head[..length]).into_owned();
+                    let (kind, body) = farm.answer(head.split(' ').nth(1).unwrap()).await;
+                    let head =
+                        format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n");
+                    let _ = stream.write_all((head + &body).as_bytes()).await;
+                });
+            }
+        });
+        let client =
+            Client::to(Endpoint { url, token: None, token_origin: String::new(), own: None }).unwrap();
+        let run: RunView = serde_json::from_value(farm.run(false)).unwrap();
+        let ui = Ui { format: Format::Json, colour: false, live: false };
+        let plan = Plan { client, mode: Mode::Follow, choice: StepChoice::All, ui };
+        follow_all(&plan, &run.jobs).await.unwrap();
+        farm
+    }
+
+    #[tokio::test]
+    async fn following_many_jobs_asks_for_their_run_and_not_for_each() {
+        let farm = follow(Farm { jobs: 300, ..Farm::default() }).await;
+        assert_eq!((farm.asked("runs"), farm.asked("jobs")), (4, 0));
+    }
+
+    #[tokio::test]
+    async fn following_many_jobs_opens_a_bounded_number_of_streams() {
+        let jobs = STREAMS as u32 + 40;
+        let farm = follow(Farm { jobs, has_attempts: true, ..Farm::default() }).await;
+        assert_eq!(farm.asked("attempts"), jobs as usize);
+        let most = farm.most_open.load(Ordering::SeqCst);
+        assert!(most <= STREAMS, "{most} streams were open at once");
     }
 }
