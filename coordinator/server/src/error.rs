@@ -205,6 +205,11 @@ impl From<StoreError> for ApiError {
                 ApiError::new(Code::ShuttingDown, "another coordinator took over this database")
                     .retry_after(5)
             }
+            StoreError::Damaged { .. } => {
+                tracing::error!(error = %chain(&error), "a row of the database is damaged");
+                ApiError::new(Code::Internal, chain(&error))
+                    .hint("docs/operations.md says under \"A damaged row\" what can be done")
+            }
             StoreError::Unavailable { .. } => {
                 tracing::warn!(error = %chain(&error), "the store does not answer");
                 ApiError::new(Code::Unavailable, "the database is locked, full or away; nothing was changed")

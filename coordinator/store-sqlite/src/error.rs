@@ -100,6 +100,15 @@ pub enum Fault {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// One row is not what was written. The file as a whole is still SQLite's, and other rows are good.
+    #[error("{finding}")]
+    BadRow {
+        /// Which row, as far as it is known.
+        finding: String,
+        /// What found it.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// An earlier failure left it unknown what the disk holds.
     #[error("the database failed before and takes no writes until it is opened anew: {0}")]
     Failed(Arc<str>),
@@ -135,6 +144,7 @@ impl Fault {
             Fault::ReadOnly(_)
             | Fault::Disk(_)
             | Fault::Damaged { .. }
+            | Fault::BadRow { .. }
             | Fault::Failed(_)
             | Fault::Closed
             | Fault::Refused(_) => false,
@@ -148,6 +158,7 @@ impl Fault {
             Fault::Locked(_)
             | Fault::Full(_)
             | Fault::ReadOnly(_)
+            | Fault::BadRow { .. }
             | Fault::Closed
             | Fault::Busy(_)
             | Fault::Refused(_) => false,
@@ -156,7 +167,10 @@ impl Fault {
 
     /// As the store's callers see it.
     pub(crate) fn during(self, during: String) -> StoreError {
-        StoreError::Unavailable { during, retry: self.retry(), source: Box::new(self) }
+        match self {
+            Fault::BadRow { .. } => StoreError::Damaged { during, source: Box::new(self) },
+            fault => StoreError::Unavailable { during, retry: fault.retry(), source: Box::new(fault) },
+        }
     }
 }
 
@@ -180,7 +194,7 @@ impl From<sqlx::Error> for Fault {
                 sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => Fault::Disk(error),
                 // A column that does not hold what the schema says.
                 sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
-                    Fault::Damaged { finding: "a column is of the wrong type".into(), source: error.into() }
+                    Fault::BadRow { finding: "a column is of the wrong type".into(), source: error.into() }
                 }
                 other => Fault::Refused(other),
             };
@@ -202,7 +216,7 @@ impl From<sqlx::Error> for Fault {
 
 impl From<crate::seal::BrokenSeal> for Fault {
     fn from(broken: crate::seal::BrokenSeal) -> Self {
-        Fault::Damaged { finding: broken.to_string(), source: broken.into() }
+        Fault::BadRow { finding: broken.to_string(), source: broken.into() }
     }
 }
 
@@ -215,6 +229,9 @@ pub(crate) struct Health {
 impl Health {
     /// Takes note of a fault.
     pub(crate) fn note(&self, fault: &Fault) {
+        if let Fault::BadRow { finding, .. } = fault {
+            tracing::error!(finding, "a row of the database is damaged");
+        }
         if !fault.is_final() {
             return;
         }

@@ -98,7 +98,14 @@ impl Store for SqliteStore {
     }
 
     async fn load(&self) -> Result<Snapshot> {
-        self.read("the farm", read::load(&self.readers).await)
+        let snapshot = read::load(&self.readers).await;
+        let what = match &snapshot {
+            Err(Fault::BadRow { .. }) => {
+                "the farm (docs/operations.md says under \"A damaged row\" how to go on)"
+            }
+            Ok(_) | Err(_) => "the farm",
+        };
+        self.read(what, snapshot)
     }
 
     async fn commit(&self, epoch: Epoch, batch: &Batch) -> Result<Vec<EventView>> {

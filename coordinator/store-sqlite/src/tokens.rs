@@ -117,7 +117,7 @@ impl Write for UseInvite {
 }
 
 fn pools(json: &str) -> Result<BTreeSet<String>, Fault> {
-    serde_json::from_str(json).map_err(|error| Fault::Damaged {
+    serde_json::from_str(json).map_err(|error| Fault::BadRow {
         finding: "the pools of an invitation are no list".into(),
         source: error.into(),
     })
@@ -148,7 +148,7 @@ pub(crate) async fn find(readers: &SqlitePool, hash: &str) -> Result<Option<Toke
 }
 
 fn worker_id(text: &str) -> Result<WorkerId, Fault> {
-    text.parse().map_err(|error: buildyard_types::id::ParseIdError| Fault::Damaged {
+    text.parse().map_err(|error: buildyard_types::id::ParseIdError| Fault::BadRow {
         finding: "a token's worker has no id".into(),
         source: error.into(),
     })

@@ -221,7 +221,7 @@ async fn transaction(conn: &mut SqliteConnection, group: &mut [Box<dyn Member>])
         Fault::Disk(error) | Fault::Busy(error) | Fault::ReadOnly(error) | Fault::Refused(error) => {
             Fault::Disk(error)
         }
-        fault @ (Fault::Failed(_) | Fault::Closed) => fault,
+        fault @ (Fault::BadRow { .. } | Fault::Failed(_) | Fault::Closed) => fault,
     }))
 }
 

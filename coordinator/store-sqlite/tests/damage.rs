@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use buildyard_store::{Store, StoreError};
 use buildyard_store_sqlite::{Fault, OpenError, SqliteStore};
+use buildyard_types::RunId;
 use common::{begin, by, chunk, end, everything};
 use proptest::prelude::*;
 
@@ -93,6 +94,11 @@ async fn open(folder: &Path, main: &[u8], wal: &[u8], seen: &HashMap<&str, usize
         },
         Err(StoreError::Unavailable { retry: false, source, .. }) if is_damage(&*source) => {
             assert!(store.ping().await.is_err(), "a store that noticed damage is not healthy");
+            Answer::Noticed(source.to_string())
+        }
+        Err(StoreError::Damaged { during, source }) => {
+            assert!(during.contains("farm.db"), "{during}");
+            assert!(matches!(source.downcast_ref::<Fault>(), Some(Fault::BadRow { .. })), "{source:?}");
             Answer::Noticed(source.to_string())
         }
         Err(other) => Answer::Wrong(format!("{other:?}")),
@@ -205,6 +211,40 @@ async fn a_changed_byte_of_the_main_file_is_noticed() {
     }
     let tally = tally("main file, one byte changed", &answers, last);
     assert!(tally.refused + tally.noticed > 0);
+}
+
+#[tokio::test]
+async fn a_damaged_row_fails_whoever_asks_for_it_and_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("farm.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let epoch = store.begin_epoch().await.unwrap();
+    for number in 1..=2 {
+        store.commit(epoch, &begin(number)).await.unwrap();
+        store.append_log(by(number), &chunk(number)).await.unwrap();
+        store.commit(epoch, &end(number)).await.unwrap();
+    }
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let damage = "UPDATE runs SET state = replace(state, 'passed', 'failed') WHERE id = 1";
+    sqlx::query(damage).execute(&pool).await.unwrap();
+    for round in 0..2 {
+        let error = store.run(RunId(1)).await.unwrap_err();
+        let StoreError::Damaged { during, source } = &error else { panic!("{error:?}") };
+        assert!(during.contains("farm.db"), "{during}");
+        assert_eq!(source.to_string(), "the run state of run-1 is not what was written");
+        store.ping().await.unwrap();
+        assert!(store.run(RunId(2)).await.unwrap().is_some(), "its neighbour is read");
+        store.commit(epoch, &begin(3 + round)).await.unwrap();
+    }
+    store.load().await.expect("a run that is over is not needed at the start");
+    // One that is open is: the start says which row, and where to read on.
+    sqlx::query("UPDATE runs SET state = state || ' ' WHERE id = 3").execute(&pool).await.unwrap();
+    pool.close().await;
+    let error = store.load().await.unwrap_err();
+    let StoreError::Damaged { during, source } = &error else { panic!("{error:?}") };
+    assert!(during.contains("A damaged row"), "{during}");
+    assert_eq!(source.to_string(), "the run state of run-3 is not what was written");
 }
 
 #[tokio::test]

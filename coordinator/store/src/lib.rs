@@ -38,6 +38,15 @@ pub enum StoreError {
     /// Log bytes or an artifact contradict what is kept: another length, another content, after the finish.
     #[error("{0}")]
     Conflict(String),
+    /// A row is not what was written. Whoever needs that row cannot be answered; everybody else can.
+    #[error("{during}")]
+    Damaged {
+        /// What was attempted, on which path.
+        during: String,
+        /// Which row it is.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The database is locked, full, damaged or away. `retry` says whether waiting can help.
     #[error("{during}")]
     Unavailable {

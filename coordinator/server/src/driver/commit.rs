@@ -30,7 +30,9 @@ fn is_silent(batch: &Batch) -> bool {
 fn fatal(error: &StoreError) -> Option<fn(StoreError) -> DriverEnd> {
     match error {
         StoreError::EpochOver { .. } => Some(DriverEnd::EpochOver),
-        StoreError::Unavailable { retry: false, .. } => Some(DriverEnd::StoreLost),
+        StoreError::Damaged { .. } | StoreError::Unavailable { retry: false, .. } => {
+            Some(DriverEnd::StoreLost)
+        }
         StoreError::Unavailable { retry: true, .. } | StoreError::Stale { .. } | StoreError::Conflict(_) => {
             None
         }
