@@ -2,6 +2,7 @@
 //!
 //! Contents are handed out as downloads that no browser interprets: another's build product is not our page.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -11,9 +12,10 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use buildyard_scheduler::lifecycle::attempt::{Attempt, AttemptState};
 use buildyard_store::Artifact;
 use buildyard_types::api::ArtifactView;
-use buildyard_types::{JobId, RunId};
+use buildyard_types::{AttemptId, JobId, Outcome, RunId};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 
@@ -49,12 +51,35 @@ async fn list(State(app): AppState, _: Admin, Id(run): Id<RunId>) -> ApiResult<J
             expires_at: artifact.expires_at,
         }
     };
-    Ok(Json(app.store.artifacts(run).await?.into_iter().map(view).collect()))
+    Ok(Json(kept(&app, run).await?.into_iter().map(view).collect()))
+}
+
+/// What the passed attempts of a run made. An attempt may send its files and be lost before its report; then what
+/// it made counts as little as it does.
+async fn kept(app: &App, run: RunId) -> ApiResult<Vec<Artifact>> {
+    // Artifacts first: an end that is committed in between is seen with what it made.
+    let mut artifacts = app.store.artifacts(run).await?;
+    if artifacts.is_empty() {
+        return Ok(artifacts);
+    }
+    let attempts = app.store.attempts(run).await?.into_iter().map(|(attempt, _)| attempt);
+    let passed: BTreeSet<AttemptId> = attempts.filter(passed).map(|attempt| attempt.id).collect();
+    artifacts.retain(|artifact| passed.contains(&artifact.attempt));
+    Ok(artifacts)
+}
+
+fn passed(attempt: &Attempt) -> bool {
+    match &attempt.state {
+        AttemptState::Live => false,
+        AttemptState::Ended { report, .. } | AttemptState::Removed { report, .. } => {
+            report.outcome == Outcome::Passed
+        }
+    }
 }
 
 /// The artifact of a job's newest attempt that made it.
 async fn find(app: &App, job: JobId, name: &str) -> ApiResult<Artifact> {
-    let all = app.store.artifacts(job.run).await?;
+    let all = kept(app, job.run).await?;
     let ours = all.into_iter().filter(|artifact| artifact.attempt.job == job && artifact.name == name);
     ours.max_by_key(|artifact| artifact.attempt).ok_or_else(|| {
         let name: String = name.chars().take(100).collect();

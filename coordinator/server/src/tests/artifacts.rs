@@ -71,6 +71,21 @@ async fn an_artifact_comes_back_as_it_went_in() {
 }
 
 #[tokio::test]
+async fn what_an_attempt_made_that_does_not_count_is_not_the_jobs() {
+    let (farm, mut worker, order) = begun().await;
+    blob(&worker, &order, &sha256_hex(b"binary"), b"binary").await.done();
+    manifest(&worker, &order, "out", json!([file("a", b"binary")])).await.done();
+    let list = format!("/api/v1/runs/{}/artifacts", order.attempt.run());
+    let one = format!("/api/v1/jobs/{}/artifacts/out", order.attempt.job);
+    assert_eq!(farm.get(&list).await.text(), "[]", "the attempt is still live");
+    worker.carry_out(&order, Outcome::Failed { step: "run".into(), exit_code: 1 }).await;
+    assert_eq!(farm.get(&list).await.text(), "[]");
+    for path in [one.clone(), format!("{one}/a")] {
+        assert_eq!(farm.get(&path).await.problem(), (404, "artifact-not-found".into()));
+    }
+}
+
+#[tokio::test]
 async fn contents_that_are_not_what_they_are_called_are_not_kept() {
     let (farm, worker, order) = begun().await;
     let hash = sha256_hex(b"good");
@@ -130,8 +145,7 @@ async fn what_is_too_old_goes_with_everything_that_belongs_to_it() {
     assert_eq!(logs(), 0, "logs go before their runs");
     let log = farm.get(&format!("/api/v1/attempts/{}/log", order.attempt)).await;
     assert_eq!((log.status.as_u16(), log.text().as_str()), (200, ""));
-    let gone = farm.get(&format!("/api/v1/jobs/{}/artifacts/out/a", order.attempt.job)).await;
-    assert_eq!(gone.problem(), (404, "artifact-not-found".into()), "it was kept for a day");
+    assert!(app.store.artifacts(order.attempt.run()).await.unwrap().is_empty(), "it was kept for a day");
 
     let later = now + app.config.retention.runs_ms + Millis(60_000);
     assert_eq!(crate::retention::sweep(app, later).await.unwrap(), 1);
