@@ -1,6 +1,7 @@
 //! What every handler may use.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
@@ -19,11 +20,14 @@ use crate::error::{ApiError, ApiResult, Code};
 use crate::logs::{LogReader, LogSignals, LogWriter};
 use crate::metrics::Metrics;
 use crate::source::Mirrors;
+use crate::turns::Turns;
 
-/// Git transfers to workers at one time; each is a process that packs objects.
-const TRANSFERS: usize = 16;
-/// Contents of artifacts received at one time: each holds a megabyte.
-const UPLOADS: usize = 32;
+/// Git transfers to workers at one time, and to one of them; each is a process that packs objects.
+const TRANSFERS: (usize, usize) = (16, 8);
+/// Contents of artifacts received at one time, and from one worker: each holds a megabyte.
+const UPLOADS: (usize, usize) = (32, 8);
+/// Logs are taken down to this part of the free space that new work needs: what runs already is to end well.
+const LOGS_PART: u64 = 4;
 
 /// The coordinator as handlers see it.
 pub(crate) struct App {
@@ -43,14 +47,38 @@ pub(crate) struct App {
     /// Sequence number of the newest event.
     pub(crate) events: watch::Receiver<u64>,
     pub(crate) streams: Arc<Semaphore>,
-    pub(crate) transfers: Arc<Semaphore>,
-    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) transfers: Turns,
+    pub(crate) uploads: Turns,
+    /// Bytes that uploads under way still have to bring.
+    pub(crate) promised: Arc<AtomicU64>,
 }
 
 /// Bounds on work that handlers start.
-pub(crate) fn bounds(config: &CoordinatorConfig) -> (Arc<Semaphore>, Arc<Semaphore>, Arc<Semaphore>) {
+pub(crate) fn bounds(config: &CoordinatorConfig) -> (Arc<Semaphore>, Turns, Turns) {
     let streams = Semaphore::new(config.limits.streams as usize);
-    (Arc::new(streams), Arc::new(Semaphore::new(TRANSFERS)), Arc::new(Semaphore::new(UPLOADS)))
+    let transfers = Turns::new("git transfers", TRANSFERS.0, TRANSFERS.1);
+    (Arc::new(streams), transfers, Turns::new("uploads", UPLOADS.0, UPLOADS.1))
+}
+
+/// Room on the disk for an upload. What has arrived is no promise any more: it is seen in the free space.
+pub(crate) struct Promise {
+    promised: Arc<AtomicU64>,
+    left: u64,
+}
+
+impl Promise {
+    /// So many bytes have arrived.
+    pub(crate) fn keep(&mut self, bytes: u64) {
+        let kept = bytes.min(self.left);
+        self.left -= kept;
+        self.promised.fetch_sub(kept, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.promised.fetch_sub(self.left, Ordering::Relaxed);
+    }
 }
 
 impl App {
@@ -74,14 +102,38 @@ impl App {
 
     /// Why the disk is too full for new work, if it is.
     pub(crate) fn disk_low(&self) -> Option<String> {
+        self.lacks_room(0, 1)
+    }
+
+    /// Why the disk is too full for logs of what runs already.
+    pub(crate) fn disk_full(&self) -> Option<String> {
+        self.lacks_room(0, LOGS_PART)
+    }
+
+    /// Promises room for an upload, so that uploads at once do not count on the same free space.
+    pub(crate) fn promise(&self, bytes: u64) -> ApiResult<Promise> {
+        let before = self.promised.fetch_add(bytes, Ordering::Relaxed);
+        let promise = Promise { promised: self.promised.clone(), left: bytes };
+        match self.lacks_room(before.saturating_add(bytes), 1) {
+            None => Ok(promise),
+            Some(why) => Err(disk_low(why)),
+        }
+    }
+
+    /// Why there is not this part of the least free space beyond what is promised.
+    fn lacks_room(&self, promised: u64, part: u64) -> Option<String> {
         let seen = match self.dir.disk_space() {
             Ok(seen) => seen,
             Err(error) => return Some(crate::error::chain(&error)),
         };
-        let least = self.least_free(seen);
-        (seen.free < least).then(|| {
+        let least = ByteSize(self.least_free(seen).0 / part);
+        (seen.free.0.saturating_sub(promised) < least.0).then(|| {
             let dir = self.config.data_dir.display();
-            format!("{} are free at {dir}; {} are needed", mib(seen.free), mib(least))
+            let promised = match promised {
+                0 => String::new(),
+                some => format!(" ({} of them promised to uploads)", mib(ByteSize(some))),
+            };
+            format!("{} are free at {dir}{promised}; {} are needed", mib(seen.free), mib(least))
         })
     }
 
@@ -98,6 +150,11 @@ impl App {
 /// Waits until the process begins to end. A sender that is gone means the same.
 pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// Waiting helps: retention drops what is old, and people are told.
+pub(crate) fn disk_low(why: String) -> ApiError {
+    ApiError::new(Code::DiskLow, why).retry_after(30)
 }
 
 fn mib(size: ByteSize) -> String {

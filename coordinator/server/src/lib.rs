@@ -36,6 +36,7 @@ mod sentences;
 mod source;
 mod sse;
 mod start;
+mod turns;
 mod views;
 mod worker_api;
 

@@ -204,6 +204,7 @@ impl Coordinator {
             streams,
             transfers,
             uploads,
+            promised: Arc::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(source_task(handle, mirrors, received, is_closing.clone()));

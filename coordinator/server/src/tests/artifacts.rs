@@ -86,6 +86,48 @@ async fn what_an_attempt_made_that_does_not_count_is_not_the_jobs() {
 }
 
 #[tokio::test]
+async fn uploads_at_once_do_not_count_on_the_same_free_space() {
+    let (farm, worker, order) = begun().await;
+    let app = &farm.coordinator.app;
+    let free = app.dir.disk_space().unwrap().free.0;
+    let mut first = app.promise(free / 2).unwrap();
+    assert_eq!(app.promise(free / 4 * 3).err().unwrap().code, crate::error::Code::DiskLow);
+    assert_eq!(
+        app.promised.load(std::sync::atomic::Ordering::Relaxed),
+        free / 2,
+        "a refusal promises nothing"
+    );
+    first.keep(free / 4);
+    assert_eq!(app.promised.load(std::sync::atomic::Ordering::Relaxed), free / 2 - free / 4);
+    // Nothing is left for the next; it waits for a free disk, and is no fault of its own.
+    let before = app.promised.fetch_add(free, std::sync::atomic::Ordering::Relaxed);
+    let refused = blob(&worker, &order, &sha256_hex(b"more"), b"more").await;
+    assert_eq!(refused.problem(), (507, "disk-low".into()));
+    app.promised.store(before, std::sync::atomic::Ordering::Relaxed);
+    drop(first);
+    assert_eq!(app.promised.load(std::sync::atomic::Ordering::Relaxed), 0);
+    blob(&worker, &order, &sha256_hex(b"more"), b"more").await.done();
+}
+
+#[tokio::test]
+async fn logs_are_taken_down_to_a_lower_mark_than_new_work() {
+    let temp = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let mut config = super::support::config(&temp.path().join("data"));
+    let farm = Farm::with(temp.clone(), config.clone()).await;
+    let (free, total) = {
+        let seen = farm.coordinator.app.dir.disk_space().unwrap();
+        (seen.free.0, seen.total.0)
+    };
+    drop(farm.crash().await);
+    // All of the disk is wanted free: new work is refused, and logs are taken as long as a quarter is.
+    config.retention.disk_free_min_percent = 100;
+    let farm = Farm::with(temp, config).await;
+    let app = &farm.coordinator.app;
+    assert!(app.disk_low().is_some());
+    assert_eq!(app.disk_full().is_some(), free < total / 100 * 100 / 4);
+}
+
+#[tokio::test]
 async fn contents_that_are_not_what_they_are_called_are_not_kept() {
     let (farm, worker, order) = begun().await;
     let hash = sha256_hex(b"good");

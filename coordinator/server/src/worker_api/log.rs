@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::fenced;
 use crate::api::AppState;
-use crate::app::FromWorker;
+use crate::app::{FromWorker, disk_low};
 use crate::error::ApiResult;
 use crate::extract::{self, Id, Query, whole_body};
 use crate::logs::MAX_CHUNK_BYTES;
@@ -54,6 +54,9 @@ async fn append(
 ) -> ApiResult<Json<LogLength>> {
     let by = fenced(worker, attempt, &headers)?;
     let body = whole_body(body, MAX_CHUNK_BYTES).await?;
+    if let Some(why) = app.disk_full().filter(|_| !body.is_empty()) {
+        return Err(disk_low(why));
+    }
     app.logs.append(by, offset, body).await.map(Json)
 }
 

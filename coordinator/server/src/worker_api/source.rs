@@ -4,7 +4,6 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -19,7 +18,7 @@ use futures_util::{Stream, stream};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdout, Command};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc;
 
 use crate::api::AppState;
 use crate::app::{App, FromWorker};
@@ -27,13 +26,17 @@ use crate::error::{ApiError, ApiResult, Code};
 use crate::extract::{PathText, Query, header_text, whole_body};
 use crate::routes::Route;
 use crate::source::git::GroupGuard;
+use crate::turns::Turn;
 
 /// What a worker asks for: ids of commits. Compressed and not.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 const MAX_UNPACKED_BYTES: u64 = 16 << 20;
-/// A worker that reads so slowly does not hold a process for longer.
+/// A worker that reads so slowly does not hold a process for longer: for all of it, and for one piece.
 const TRANSFER: Duration = Duration::from_secs(1_800);
+const PIECE: Duration = Duration::from_secs(60);
 const PIECE_BYTES: usize = 64 << 10;
+/// Pieces that wait for the worker.
+const PIECES: usize = 2;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -121,7 +124,8 @@ async fn refs(
     };
     let command = command(&app, run, &headers, &mirror, true);
     let kind = "application/x-git-upload-pack-advertisement";
-    transfer(app, command, Bytes::new(), Bytes::from_static(preamble), kind).await
+    let turn = app.transfers.take(worker).await?;
+    transfer(turn, command, Bytes::new(), Bytes::from_static(preamble), kind)
 }
 
 async fn upload_pack(
@@ -134,8 +138,9 @@ async fn upload_pack(
     let run: RunId = path.id("id")?;
     let mirror = mirror_for(&app, worker, run).await?;
     let body = unpacked(whole_body(body, MAX_REQUEST_BYTES).await?, &headers)?;
+    let turn = app.transfers.take(worker).await?;
     let command = command(&app, run, &headers, &mirror, false);
-    transfer(app, command, body, Bytes::new(), "application/x-git-upload-pack-result").await
+    transfer(turn, command, body, Bytes::new(), "application/x-git-upload-pack-result")
 }
 
 /// Git compresses requests of more than a kilobyte.
@@ -163,20 +168,17 @@ struct Transfer {
     stdout: ChildStdout,
     child: tokio::process::Child,
     guard: GroupGuard,
-    until: tokio::time::Instant,
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
 }
 
-async fn transfer(
-    app: Arc<App>,
+fn transfer(
+    turn: Turn,
     mut command: Command,
     input: Bytes,
     preamble: Bytes,
     kind: &'static str,
 ) -> ApiResult<Response> {
     let failed = |error: std::io::Error| ApiError::internal("cannot start git upload-pack", &error);
-    let turn = app.transfers.clone().acquire_owned().await;
-    let turn = turn.map_err(|_| ApiError::new(Code::ShuttingDown, "transfers are over"))?;
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(failed)?;
     let guard = GroupGuard::of(&child);
@@ -190,39 +192,51 @@ async fn transfer(
     let Some(stdout) = child.stdout.take() else {
         return Err(ApiError::new(Code::Internal, "git upload-pack has no output"));
     };
-    let until = tokio::time::Instant::now() + TRANSFER;
-    let transfer = Transfer { stdout, child, guard, until, _turn: turn };
-    let mut response = Body::from_stream(output(preamble, transfer)).into_response();
+    let (pieces, body) = mpsc::channel(PIECES);
+    // A task of its own, since a body that nobody reads is not asked for anything, not even for the time.
+    tokio::spawn(carry(preamble, Transfer { stdout, child, guard, _turn: turn }, pieces));
+    let mut response = Body::from_stream(output(body)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
 }
 
-fn output(preamble: Bytes, transfer: Transfer) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
-    stream::unfold((preamble, Some(transfer)), |(preamble, transfer)| async {
-        if !preamble.is_empty() {
-            return Some((Ok(preamble), (Bytes::new(), transfer)));
+/// Carries git's output to the worker, and an empty piece behind it if that was all. When this ends, git is gone
+/// and the turn is free.
+async fn carry(preamble: Bytes, mut transfer: Transfer, pieces: mpsc::Sender<Bytes>) {
+    let until = tokio::time::Instant::now() + TRANSFER;
+    let mut piece = preamble;
+    loop {
+        if !piece.is_empty() && pieces.send_timeout(piece, PIECE).await.is_err() {
+            // Gone, or too slow.
+            return;
         }
-        let mut transfer = transfer?;
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        let read = tokio::time::timeout_at(transfer.until, transfer.stdout.read_buf(&mut piece)).await;
-        let read = read.unwrap_or_else(|_| Err(std::io::Error::other("the transfer took too long")));
-        match read {
-            Ok(0) => {
-                let ended = transfer.child.wait().await;
-                transfer.guard.release();
-                match ended {
-                    Ok(status) if status.success() => None,
-                    Ok(status) => {
-                        tracing::warn!(%status, "git upload-pack failed");
-                        Some((Err(std::io::Error::other("git upload-pack failed")), (Bytes::new(), None)))
-                    }
-                    Err(error) => Some((Err(error), (Bytes::new(), None))),
-                }
-            }
-            Ok(_) => Some((Ok(piece.into()), (Bytes::new(), Some(transfer)))),
-            Err(error) => Some((Err(error), (Bytes::new(), None))),
+        let mut buffer = Vec::with_capacity(PIECE_BYTES);
+        match tokio::time::timeout_at(until, transfer.stdout.read_buf(&mut buffer)).await {
+            Ok(Ok(0)) => break,
+            Ok(Ok(_)) => piece = buffer.into(),
+            Ok(Err(error)) => return tracing::warn!(error = %error, "git upload-pack cannot be read"),
+            Err(_) => return tracing::warn!("a git transfer took too long"),
+        }
+    }
+    let ended = transfer.child.wait().await;
+    transfer.guard.release();
+    match ended {
+        Ok(status) if status.success() => drop(pieces.send_timeout(Bytes::new(), PIECE).await),
+        Ok(status) => tracing::warn!(%status, "git upload-pack failed"),
+        Err(error) => tracing::warn!(error = %error, "git upload-pack failed"),
+    }
+}
+
+/// The body of an answer: the pieces, and an error if they do not end as they should.
+fn output(pieces: mpsc::Receiver<Bytes>) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    stream::unfold(Some(pieces), |pieces| async {
+        let mut pieces = pieces?;
+        match pieces.recv().await {
+            Some(piece) if piece.is_empty() => None,
+            Some(piece) => Some((Ok(piece), Some(pieces))),
+            None => Some((Err(std::io::Error::other("the transfer broke off")), None)),
         }
     })
 }
@@ -250,5 +264,24 @@ mod tests {
         assert_eq!(unpacked(Bytes::from_static(b"nope"), &headers).unwrap_err().code, Code::BadRequest);
         headers.insert("content-encoding", HeaderValue::from_static("br"));
         assert_eq!(unpacked(Bytes::new(), &headers).unwrap_err().code, Code::UnsupportedMedia);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_does_not_read_gives_its_turn_back_and_no_whole_answer() {
+        let turns = crate::turns::Turns::new("git transfers", 1, 1);
+        let turn = turns.take(WorkerId(1)).await.unwrap();
+        let mut endless = Command::new("yes");
+        endless.process_group(0).kill_on_drop(true);
+        let response = transfer(turn, endless, Bytes::new(), Bytes::from_static(b"first"), "text/plain");
+        let body = response.unwrap().into_body();
+        // Nobody reads, and the one turn comes back.
+        let _turn = loop {
+            if let Ok(turn) = turns.take(WorkerId(2)).await {
+                break turn;
+            }
+        };
+        let all: Vec<_> = futures_util::StreamExt::collect(body.into_data_stream()).await;
+        assert_eq!(all[0].as_ref().unwrap(), "first");
+        assert!(all.last().unwrap().is_err(), "what is not all does not look like all");
     }
 }
