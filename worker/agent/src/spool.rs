@@ -15,13 +15,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use buildyard_types::Timestamp;
-use buildyard_types::log::{Record, RecordKind};
+use buildyard_types::log::Record;
 
 /// Records are written to the file at the latest when so many bytes of them have gathered.
 pub const BATCH_BYTES: usize = 256 * 1024;
-/// Longest note of the farm's own; longer ones are cut.
-const MAX_NOTE_BYTES: usize = 4_096;
 const MARK_BYTES: usize = 16;
 
 /// The writing end. One task owns it.
@@ -110,14 +107,6 @@ impl Spool {
         Ok(self.length)
     }
 
-    /// Adds a sentence of the farm's own and makes it good.
-    pub fn note(&mut self, step: u16, at: Timestamp, text: &str) -> io::Result<u64> {
-        let end = text.floor_char_boundary(MAX_NOTE_BYTES);
-        let payload = &text.as_bytes()[..end];
-        self.append(&Record { kind: RecordKind::Note, step, at, payload })?;
-        self.commit(self.sequence)
-    }
-
     fn flush(&mut self) -> io::Result<()> {
         if self.batch.is_empty() {
             return Ok(());
@@ -168,7 +157,8 @@ fn split(bytes: [u8; MARK_BYTES]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use buildyard_types::log::{read_record, whole_prefix};
+    use buildyard_types::Timestamp;
+    use buildyard_types::log::{RecordKind, read_record, whole_prefix};
 
     fn line(number: u64) -> String {
         format!("line {number}\n")
@@ -228,20 +218,6 @@ mod tests {
         assert_eq!(spool.length(), 0);
         let length = spool.commit(number).unwrap();
         assert_eq!(lines(temp.path(), length).len() as u64, number);
-    }
-
-    #[test]
-    fn notes_are_good_at_once_and_acknowledge_nothing() {
-        let temp = tempfile::tempdir().unwrap();
-        let mut spool = Spool::open(temp.path()).unwrap();
-        append(&mut spool, 1);
-        spool.commit(1).unwrap();
-        let long = "é".repeat(MAX_NOTE_BYTES);
-        let length = spool.note(0, Timestamp(2), &long).unwrap();
-        assert_eq!(spool.sequence(), 1);
-        let found = lines(temp.path(), length);
-        assert_eq!(found.len(), 2);
-        assert!(found[1].len() <= MAX_NOTE_BYTES && long.starts_with(&found[1]));
     }
 
     #[test]

@@ -268,16 +268,6 @@ pub async fn the_list_holds_what_is_ours(host: &dyn Host) {
     }
 }
 
-/// Limits change while the container runs.
-pub async fn limits_can_be_changed(host: &dyn Host) {
-    let id = started(host, "update", Program::Sleeps).await;
-    let limits = Limits { cpu_millis: 1_000, memory: ByteSize::from_mib(128), pids: 64 };
-    host.engine().update(&id, &limits).await.expect("update");
-    remove(host, &id).await;
-    let gone = host.engine().update(&id, &limits).await;
-    assert!(gone.as_ref().is_err_and(EngineError::is_not_found), "{gone:?}");
-}
-
 /// Files are read through links and within bounds, from a container that was never started.
 pub async fn files_are_read_within_bounds(host: &dyn Host) {
     let engine = host.engine();
@@ -383,7 +373,7 @@ macro_rules! engine_contract {
             a_text_that_is_no_image_name_is_refused, a_container_lives_and_ends, starting_twice_is_starting_once,
             a_name_is_taken_once, a_mount_needs_its_source, a_missing_program_cannot_be_started,
             waiting_needs_something_to_wait_for, a_kill_ends_it_for_all_who_wait, lack_of_memory_is_told,
-            removal_is_idempotent, the_list_holds_what_is_ours, limits_can_be_changed, files_are_read_within_bounds,
+            removal_is_idempotent, the_list_holds_what_is_ours, files_are_read_within_bounds,
             networks_are_made_used_and_removed, a_network_that_is_gone_is_not_found, many_starts_all_come_through,
         );
     };

@@ -55,9 +55,6 @@ pub trait Engine: Send + Sync + 'static {
     /// Everything known of a container, by id or name.
     async fn inspect(&self, id: &ContainerId) -> Result<ContainerDetails, EngineError>;
 
-    /// Changes what a container may use.
-    async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<(), EngineError>;
-
     /// Waits until a container has ended and says how. Has no time limit, but ends with an error when the engine
     /// goes away or hangs. One that was never started is a [`EngineError::Conflict`].
     async fn wait(&self, id: &ContainerId) -> Result<Exit, EngineError>;

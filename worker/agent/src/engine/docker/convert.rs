@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 
 use bollard::models::{
     ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummaryStateEnum,
-    ContainerUpdateBody, HealthConfig, HostConfig, HostConfigLogConfig, ImageInspect, Ipam, IpamConfig,
-    Mount as Bind, MountType, Network, NetworkCreateRequest, ResourcesUlimits, SystemInfo,
-    SystemInfoCgroupVersionEnum, SystemVersion,
+    HealthConfig, HostConfig, HostConfigLogConfig, ImageInspect, Ipam, IpamConfig, Mount as Bind, MountType,
+    Network, NetworkCreateRequest, ResourcesUlimits, SystemInfo, SystemInfoCgroupVersionEnum, SystemVersion,
 };
 use buildyard_types::{ByteSize, Timestamp};
 
 use super::super::{
     ContainerDetails, ContainerId, ContainerNetwork, ContainerSpec, ContainerState, ContainerSummary,
-    EngineInfo, Exit, ImageInfo, Limits, NetworkInfo, NetworkSpec,
+    EngineInfo, Exit, ImageInfo, NetworkInfo, NetworkSpec,
 };
 
 /// Jobs are the first to die when the host's memory runs out, before engine and worker.
@@ -97,17 +96,6 @@ fn most_open_files() -> u64 {
 fn ulimit(name: &str, value: u64) -> ResourcesUlimits {
     let value = Some(signed(value));
     ResourcesUlimits { name: Some(name.to_owned()), soft: value, hard: value }
-}
-
-pub(super) fn update_body(limits: &Limits) -> ContainerUpdateBody {
-    ContainerUpdateBody {
-        cpu_period: Some(CPU_PERIOD_US),
-        cpu_quota: Some(cpu_quota(limits.cpu_millis)),
-        memory: Some(signed(limits.memory.0)),
-        memory_swap: Some(signed(limits.memory.0)),
-        pids_limit: Some(signed(limits.pids)),
-        ..ContainerUpdateBody::default()
-    }
 }
 
 /// The engine writes year 1 where something has not happened.

@@ -26,8 +26,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::{
     ContainerDetails, ContainerId, ContainerSpec, ContainerState, ContainerSummary, Engine, EngineError,
-    EngineInfo, Exit, FileContent, ImageInfo, Instance, Limits, MAX_IMAGES, NetworkInfo, NetworkSpec,
-    WORKER_LABEL,
+    EngineInfo, Exit, FileContent, ImageInfo, Instance, MAX_IMAGES, NetworkInfo, NetworkSpec, WORKER_LABEL,
 };
 use fail::Call;
 use process::Process;
@@ -274,12 +273,6 @@ impl Engine for DockerEngine {
             })
             .await?;
         Ok(convert::details(id, found))
-    }
-
-    async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<(), EngineError> {
-        let body = convert::update_body(limits);
-        let call = Call::on_container("update", id, QUICK);
-        self.call(call, |client| async move { client.update_container(&id.0, body).await }).await
     }
 
     async fn wait(&self, id: &ContainerId) -> Result<Exit, EngineError> {

@@ -14,7 +14,6 @@ pub enum CallKind {
     Create,
     Start,
     Inspect,
-    Update,
     Wait,
     Kill,
     Remove,

@@ -309,11 +309,6 @@ impl Engine for ScriptedEngine {
         self.lock().details(id)
     }
 
-    async fn update(&self, id: &ContainerId, limits: &Limits) -> Result<(), EngineError> {
-        self.meet(CallKind::Update, &id.0).await?;
-        self.change(|state| state.find_mut(id).map(|container| container.spec.limits = *limits))
-    }
-
     async fn wait(&self, id: &ContainerId) -> Result<Exit, EngineError> {
         self.meet(CallKind::Wait, &id.0).await?;
         if let ContainerState::Created = self.lock().find(id)?.state {
