@@ -15,6 +15,7 @@ use buildyard_types::{Millis, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::files::Story;
+use super::hint::LastWords;
 use super::outcome::{self, Ending, Reason};
 use super::prepare::{CONNECT_LIMIT, takes_job};
 use super::{Assignment, Container, Executor, GRACE, LogSink, Orders, Supervisor, note};
@@ -64,6 +65,7 @@ pub(super) struct Judged {
 pub(super) struct Ended {
     connection: Option<Connection>,
     next: u64,
+    pub(super) words: LastWords,
     pub(super) workspace: Option<Workspace>,
 }
 
@@ -116,6 +118,7 @@ pub(super) struct Conversation<'c> {
     connection: Option<Connection>,
     job: Option<Box<Job>>,
     story: Story,
+    words: LastWords,
     /// The first frame that is not in the log. The log is behind by the frames that are not committed yet.
     next: u64,
     reason: Option<Reason>,
@@ -156,6 +159,7 @@ impl<'c> Conversation<'c> {
             connection: None,
             job,
             story,
+            words: LastWords::default(),
             reason: None,
             grace: Millis(0),
             fenced: false,
@@ -254,7 +258,12 @@ impl<'c> Conversation<'c> {
         if strangers > 0 {
             tracing::warn!(attempt_id = %self.order.attempt, strangers, "processes of the job knocked at init's socket");
         }
-        Ended { connection: self.connection, next: self.next, workspace: self.container.workspace }
+        Ended {
+            connection: self.connection,
+            next: self.next,
+            words: self.words,
+            workspace: self.container.workspace,
+        }
     }
 
     fn judged(&mut self, ending: Ending) -> Judged {
@@ -538,6 +547,7 @@ impl<'c> Conversation<'c> {
     /// Output counts with its headers, so that a job that prints single bytes cannot make its log a multiple of
     /// the cap.
     fn take_output(&mut self, record: &Record<'_>) -> io::Result<()> {
+        self.words.take(record.step, record.payload);
         if self.reason == Some(Reason::LogCap) {
             return Ok(());
         }

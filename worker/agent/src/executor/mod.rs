@@ -8,11 +8,13 @@
 //! | `prepare` | image, workspace, checkout, container, as much at once as possible |
 //! | `conversation` | init's frames into the log, orders to init, the end |
 //! | `outcome` | what that end means; pure |
+//! | `hint` | what a failed step's last words say about mending it; pure |
 //! | `files` | what a restarted worker needs to go on |
 //! | `remove` | container, workspace and files away, confirmed |
 
 mod conversation;
 pub mod files;
+pub mod hint;
 pub mod outcome;
 mod prepare;
 mod remove;
@@ -321,7 +323,9 @@ impl Executor {
         let Judged { ending, story, reason, fenced, oom_killed, disk_full } = end;
         let hows = story.hows();
         let stop = orders.stop.as_ref().map(|(cause, _)| cause);
-        let seen = Seen { order, ending, steps: &hows, oom_killed, disk_full, reason, stop, fenced };
+        let words = ended.as_mut().map(|ended| std::mem::take(&mut ended.words)).unwrap_or_default();
+        let seen =
+            Seen { order, ending, steps: &hows, words: &words, oom_killed, disk_full, reason, stop, fenced };
         let judgement = outcome::judge(&seen);
         let now = self.clock.now();
         let step = story.steps().len().saturating_sub(1) as u16;

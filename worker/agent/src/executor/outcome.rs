@@ -9,6 +9,7 @@ use buildyard_types::outcome::{InfraCause, TimeLimit};
 use buildyard_types::worker::{AttemptOrder, StopCause};
 use buildyard_types::{Millis, Outcome};
 
+use super::hint::LastWords;
 use crate::artifacts::ArtifactError;
 use crate::client::ClientError;
 use crate::engine::{EngineError, Exit};
@@ -99,6 +100,8 @@ pub struct Seen<'s> {
     pub ending: Ending,
     /// How each step ended; `None` for one that has not.
     pub steps: &'s [Option<StepHow>],
+    /// What the last of them printed at its end.
+    pub words: &'s LastWords,
     /// Whether the kernel killed one of its processes for lack of memory.
     pub oom_killed: bool,
     /// Whether its workspace was full at some time of the step that ended it.
@@ -224,7 +227,8 @@ fn step_failed(seen: &Seen<'_>, index: usize) -> Judgement {
     }
     let memory = seen.order.spec.resources.memory;
     let note = || format!("a process of step `{step}` was killed for lack of memory (limit {memory})");
-    let notes = seen.oom_killed.then(note).into_iter().collect();
+    let hint = seen.words.hint(index, exit_code, seen.order.spec.user);
+    let notes = seen.oom_killed.then(note).into_iter().chain(hint).collect();
     Judgement { outcome: Outcome::Failed { step, exit_code }, notes }
 }
 
@@ -364,9 +368,6 @@ pub enum PrepareError {
         #[source]
         source: std::io::Error,
     },
-    /// The job cannot be put into a frame for init.
-    #[error("the job cannot be handed to its container: {0}")]
-    Job(buildyard_init::protocol::ProtocolError),
     /// Init did not answer, or not as it should.
     #[error("{0}")]
     Init(String),
@@ -404,7 +405,6 @@ pub fn not_prepared(order: &AttemptOrder, error: &PrepareError) -> Outcome {
         PrepareError::Network(_) | PrepareError::Init(_) => infra(InfraCause::Engine, detail),
         PrepareError::Stopped => infra(InfraCause::Worker, detail),
         PrepareError::Engine(error) => engine_outcome(order, error, &detail),
-        PrepareError::Job(_) => Outcome::Refused { reason: detail },
     }
 }
 

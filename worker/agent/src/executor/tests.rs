@@ -43,6 +43,17 @@ macro_rules! farm {
 }
 
 #[tokio::test]
+async fn who_installs_packages_without_being_root_is_told_how() {
+    let why = "E: Could not open lock file /var/lib/dpkg/lock-frontend - open (13: Permission denied)\n";
+    let end = end(EndWhy::StepFailed { step: 0 });
+    let farm = farm!(vec![step_start(0), line(why), step_end(0, StepHow::Exit(100)), end]);
+    let report = farm.run().await;
+    assert!(matches!(report.outcome, Outcome::Failed { exit_code: 100, .. }), "{}", report.outcome);
+    assert!(report.notes.iter().any(|note| note.contains("does not run as root")), "{:?}", report.notes);
+    farm.assert_nothing_left().await;
+}
+
+#[tokio::test]
 async fn a_passing_job_leaves_its_log_and_then_nothing() {
     let farm = farm!(passing());
     let report = farm.run().await;

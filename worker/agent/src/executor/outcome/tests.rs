@@ -27,10 +27,12 @@ fn silent(code: i64, oom_killed: bool, engine_restarted: bool) -> Ending {
 fn check(ending: Ending, second: StepHow, change: impl FnOnce(&mut Seen<'_>)) -> (String, Vec<String>) {
     let order = the_order();
     let steps = [Some(StepHow::Exit(0)), Some(second)];
+    let words = LastWords::default();
     let mut seen = Seen {
         order: &order,
         ending,
         steps: &steps,
+        words: &words,
         oom_killed: false,
         disk_full: false,
         reason: None,
