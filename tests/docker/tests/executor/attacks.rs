@@ -8,16 +8,7 @@ use buildyard_init::protocol::{End, EndWhy, Frame, FromInit, Hello, InitState, U
 use buildyard_types::Outcome;
 use buildyard_types::log::RecordKind;
 
-use crate::farm::Farm;
-
-macro_rules! farm {
-    ($script:expr) => {
-        match Farm::new($script).await {
-            Some(farm) => farm,
-            None => return,
-        }
-    };
-}
+use crate::farm::{Farm, farm};
 
 /// Every attack tells whether it seemed to work; the report tells whether it did.
 const ATTACKS: &str = r#"

@@ -5,16 +5,7 @@ use buildyard_types::job::{ArtifactSpec, Shell};
 use buildyard_types::worker::StopCause;
 use buildyard_types::{ByteSize, Millis, Outcome};
 
-use crate::farm::Farm;
-
-macro_rules! farm {
-    ($script:expr) => {
-        match Farm::new($script).await {
-            Some(farm) => farm,
-            None => return,
-        }
-    };
-}
+use crate::farm::farm;
 
 #[tokio::test]
 async fn a_job_passes_in_the_place_that_it_was_promised() {

@@ -21,11 +21,22 @@ use buildyard_worker::engine::{ContainerId, Owner};
 use buildyard_worker::executor::{Assignment, Executor, Finished, LogSink, Orders, Source, Supervisor};
 use buildyard_worker::image::Images;
 use buildyard_worker::init_binary;
-use buildyard_worker::network::{Egress, EgressNetwork};
+use buildyard_worker::network::{Egress, EgressNetwork, Holders, holders};
 use buildyard_worker::profile::Policy;
 use buildyard_worker::source::SourceError;
 use buildyard_worker::workspace::Workspaces;
 use tokio::sync::{Notify, watch};
+
+/// A worker whose job is this script; without an engine or root, the end of the test.
+macro_rules! farm {
+    ($script:expr) => {
+        match $crate::farm::Farm::new($script).await {
+            Some(farm) => farm,
+            None => return,
+        }
+    };
+}
+pub(crate) use farm;
 
 /// What the job printed, and how far init's frames are taken. Outlives a restart of the worker.
 #[derive(Default)]
@@ -133,7 +144,10 @@ impl Farm {
         let data = tempfile::tempdir().unwrap();
         std::fs::set_permissions(data.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let info = ground.engine().info().await.unwrap();
+        let init = init_binary::write_to(data.path()).unwrap();
+        let holders = Holders::new(ground.docker(), ground.name(), init.clone(), 0, holders::sockets);
         let executor = Executor {
+            holders,
             engine: ground.docker(),
             instance: ground.name(),
             images: Images::open(data.path(), ground.name()).unwrap(),
@@ -141,7 +155,7 @@ impl Farm {
             egress: Egress::new(None),
             host_arch: info.arch,
             policy: Policy { allow_root: true, allow_host_network: false },
-            init: init_binary::write_to(data.path()).unwrap(),
+            init,
             artifacts: ArtifactLimits::default(),
             clock: Clock::start(),
             counters: MemoryCounters::of,
@@ -181,6 +195,32 @@ impl Farm {
     /// Takes it away, rules and all.
     pub(crate) async fn remove_network(&self) {
         EgressNetwork::remove(self.engine(), &self.ground.name()).await.unwrap();
+    }
+
+    /// Lets the worker make network namespaces ahead.
+    pub(crate) fn with_holders(mut self) -> Self {
+        let Executor { engine, instance, init, .. } = &self.executor;
+        let (engine, instance, init) = (engine.clone(), instance.clone(), init.clone());
+        self.executor.holders = Holders::new(engine, instance, init, 2, holders::sockets);
+        self
+    }
+
+    /// Takes them away.
+    pub(crate) async fn close_holders(&self) {
+        self.executor.holders.close().await;
+    }
+
+    /// The containers of this worker, by name.
+    pub(crate) async fn containers(&self) -> Vec<String> {
+        let found = self.engine().containers(&self.ground.name()).await.unwrap();
+        found.into_iter().map(|container| container.name).collect()
+    }
+
+    /// Waits until one is there.
+    pub(crate) async fn when_held(&self) {
+        while self.executor.holders.idle() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
 
     /// The next attempt at the same job.

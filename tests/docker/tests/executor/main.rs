@@ -7,5 +7,6 @@
 mod attacks;
 mod endings;
 mod farm;
+mod namespaces;
 mod outwards;
 mod restart;

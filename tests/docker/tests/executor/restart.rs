@@ -2,16 +2,7 @@
 
 use buildyard_types::Outcome;
 
-use crate::farm::Farm;
-
-macro_rules! farm {
-    ($script:expr) => {
-        match Farm::new($script).await {
-            Some(farm) => farm,
-            None => return,
-        }
-    };
-}
+use crate::farm::{Farm, farm};
 
 const COUNTING: &str = "i=0; while [ $i -lt 60000 ]; do echo $i; i=$((i+1)); done; exit 5";
 

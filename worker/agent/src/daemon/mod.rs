@@ -139,6 +139,7 @@ pub async fn serve(
     let clock = executor.clock;
     let instance = executor.instance.clone();
     let engine = executor.engine.clone();
+    let holders = executor.holders.clone();
     let shared = Arc::new(Shared::new(executor, client.clone(), mirrors, journal, sender));
     let mut daemon = Daemon {
         session: Session::adopt(entries.iter().cloned()),
@@ -168,6 +169,7 @@ pub async fn serve(
         Err(_) => OnExit::Leave,
     };
     daemon.leave(exit).await;
+    holders.close().await;
     if exit == OnExit::Stop
         && let Err(error) = crate::network::EgressNetwork::remove(&*engine, &instance).await
     {

@@ -26,12 +26,16 @@ use crate::executor::outcome::in_one_sentence;
 use crate::image::Images;
 use crate::init_binary;
 use crate::journal::Journal;
-use crate::network::Egress;
+use crate::network::{Egress, Holders, holders};
 use crate::source::Mirrors;
 use crate::workspace::Workspaces;
 
 /// How long a worker that starts waits for its engine: both start with the host.
 const ENGINE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Network namespaces that are made ahead at most. More attempts than this at one time gain nothing: the engine starts
+/// no more than four at once.
+const MOST_HOLDERS: usize = 8;
 
 /// A worker that can begin.
 pub(super) struct Started {
@@ -83,15 +87,17 @@ pub(super) async fn start_with(
     if let Some(why) = workspaces.why_watched() {
         tracing::warn!(why, "workspaces have no hard cap here; they are watched");
     }
+    let init = init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?;
     let executor = Executor {
         images: Images::open(data.root(), instance.clone()).map_err(setup("open the facts of images"))?,
+        holders: Holders::new(engine.clone(), instance.clone(), init.clone(), MOST_HOLDERS, holders::sockets),
         engine: engine.clone(),
         instance,
         workspaces,
         egress: Egress::new(Some(&config.coordinator)),
         host_arch: info.arch.clone(),
         policy: config.policy,
-        init: init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?,
+        init,
         artifacts: config.artifacts,
         clock: Clock::start(),
         counters: MemoryCounters::of,
@@ -162,7 +168,16 @@ fn name(wanted: &str) -> String {
 /// Removes what carries this worker's label or lies in its directory and is in no journal.
 async fn sweep(executor: &Executor, journal: &Journal, data: &DataDir) -> Result<(), WorkerError> {
     let known: BTreeSet<_> = journal.entries().map(|entry| entry.order.attempt).collect();
-    let names: BTreeSet<_> = known.iter().map(|attempt| executor.container_name(*attempt)).collect();
+    let mut names: BTreeSet<_> = known.iter().map(|attempt| executor.container_name(*attempt)).collect();
+    for attempt in &known {
+        // A file that cannot be read is named where the attempt goes on.
+        if let Some(holder) =
+            executor.files(*attempt).handed().ok().flatten().and_then(|handed| handed.holder)
+        {
+            executor.holders.adopt(*attempt, holder.clone());
+            names.insert(holder);
+        }
+    }
     let containers = executor.engine.containers(&executor.instance).await;
     for container in containers.map_err(setup("list this worker's containers"))? {
         if names.contains(&container.name) {

@@ -345,6 +345,25 @@ pub async fn a_network_that_is_gone_is_not_found(host: &dyn Host) {
     assert!(matches!(&result, Err(EngineError::NotFound { what }) if named(what)), "{result:?}");
 }
 
+/// A container joins the network of another that runs, and cannot start when that one is not there or has ended.
+pub async fn a_network_of_another_container_is_joined_while_it_runs(host: &dyn Host) {
+    let engine = host.engine();
+    let holder = started(host, "holder", Program::Sleeps).await;
+    let mut joining = spec(host, "joins", Program::Sleeps).await;
+    joining.network = ContainerNetwork::Of(holder.clone());
+    let id = engine.create(&joining).await.expect("create");
+    engine.start(&id).await.expect("start");
+    remove(host, &id).await;
+
+    let id = engine.create(&joining).await.expect("create");
+    engine.kill(&holder).await.expect("kill");
+    soon("its end", engine.wait(&holder)).await.expect("wait");
+    let ended = engine.start(&id).await;
+    assert!(ended.is_err(), "{ended:?}");
+    remove(host, &id).await;
+    remove(host, &holder).await;
+}
+
 /// More starts at one time than the engine is handed all come through.
 pub async fn many_starts_all_come_through(host: &dyn Host) {
     let engine = host.engine();
@@ -375,6 +394,7 @@ macro_rules! engine_contract {
             waiting_needs_something_to_wait_for, a_kill_ends_it_for_all_who_wait, lack_of_memory_is_told,
             removal_is_idempotent, the_list_holds_what_is_ours, files_are_read_within_bounds,
             networks_are_made_used_and_removed, a_network_that_is_gone_is_not_found, many_starts_all_come_through,
+            a_network_of_another_container_is_joined_while_it_runs,
         );
     };
     ($host:expr; $($behaviour:ident),+ $(,)?) => {$(

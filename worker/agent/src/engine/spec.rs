@@ -1,7 +1,7 @@
 //! What is asked of an engine and what it answers, as values of our own.
 //!
-//! [`ContainerSpec`] is narrow on purpose: there is no field for a privileged container, a device, a foreign
-//! namespace, an unconfined profile or a cgroup parent, so that no bug above can ask for one.
+//! [`ContainerSpec`] is narrow on purpose: there is no field for a privileged container, a device, a process
+//! or mount namespace of others, an unconfined profile or a cgroup parent, so that no bug above can ask for one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -168,6 +168,8 @@ pub enum ContainerNetwork {
     None,
     /// A network of the engine, by name.
     Named(String),
+    /// That of another container of this worker, which has to run. Host name and `/etc/hosts` are then that one's too.
+    Of(ContainerId),
     /// The host's.
     Host,
 }
@@ -206,7 +208,7 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// Which network it joins.
     pub network: ContainerNetwork,
-    /// Its host name; ignored with the host's network.
+    /// Its host name; ignored with a network that is not its own.
     pub hostname: String,
     /// What it may use.
     pub limits: Limits,

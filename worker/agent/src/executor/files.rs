@@ -33,6 +33,9 @@ pub struct Handed {
     pub image_digest: Option<String>,
     /// Time that workspace, checkout and container took.
     pub prepare_ms: Millis,
+    /// The container whose network namespace its own joined.
+    #[serde(default)]
+    pub holder: Option<String>,
 }
 
 /// The folder of one attempt.
@@ -294,7 +297,7 @@ mod tests {
         files.begin().unwrap();
         assert!(files.was_begun());
         assert_eq!(files.handed().unwrap(), None);
-        let handed = Handed { image_digest: Some("sha256:1".into()), prepare_ms: Millis(9) };
+        let handed = Handed { image_digest: Some("sha256:1".into()), prepare_ms: Millis(9), holder: None };
         files.hand(&handed).unwrap();
         assert_eq!(files.handed().unwrap(), Some(handed));
         let report = crate::testing::report(Outcome::Passed);

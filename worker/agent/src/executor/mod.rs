@@ -41,7 +41,7 @@ use crate::clock::Clock;
 use crate::config::OnExit;
 use crate::engine::{ContainerDetails, Engine, Instance, Owner};
 use crate::image::Images;
-use crate::network::Egress;
+use crate::network::{Egress, Holders};
 use crate::profile::Policy;
 use crate::source::SourceError;
 use crate::workspace::{Workspace, Workspaces};
@@ -120,6 +120,8 @@ pub struct Executor {
     pub workspaces: Workspaces,
     /// The way outwards, made when the first job wants it.
     pub egress: Egress,
+    /// Network namespaces that were made ahead.
+    pub holders: Arc<Holders>,
     /// Architecture of the engine.
     pub host_arch: String,
     /// What jobs may do beyond the ordinary.
@@ -199,12 +201,18 @@ impl Executor {
             Ok(ready) => {
                 handed.image_digest = ready.image_digest.clone();
                 handed.prepare_ms = self.clock.now().since(began);
+                handed.holder = self.holders.lent_to(attempt);
                 self.wait_for_start(assignment, &files, &handed).await.map(|()| ready)
             }
             Err(error) => Err(error),
         };
         match ready {
-            Ok(Ready { container, job, .. }) => self.follow(assignment, container, Some(job), handed).await,
+            Ok(Ready { container, job, missed, .. }) => {
+                let finished = self.follow(assignment, container, Some(job), handed).await;
+                // What this one did without, the next need not. Only now: it must not cost this one its start.
+                missed.into_iter().for_each(|wanted| self.holders.make(wanted));
+                finished
+            }
             Err(error) => Some(self.not_begun(assignment, &error, &handed)),
         }
     }

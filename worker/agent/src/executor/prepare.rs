@@ -20,6 +20,7 @@ use crate::channel::Listener;
 use crate::engine::{ContainerDetails, ContainerId, ContainerSpec, ContainerState, Mount};
 use crate::image::ImageFacts;
 use crate::network::EgressNetwork;
+use crate::network::holders::Wanted;
 use crate::profile::{self, Parts, Profile};
 use crate::source::SourceError;
 use crate::workspace::{WORKSPACE, Workspace};
@@ -36,6 +37,16 @@ pub(super) struct Ready {
     pub(super) container: Container,
     pub(super) job: Box<Job>,
     pub(super) image_digest: Option<String>,
+    /// The network namespace that was not there and had to be made for it.
+    pub(super) missed: Option<Wanted>,
+}
+
+/// A container that was started.
+struct Started {
+    listener: Listener,
+    details: ContainerDetails,
+    pid: u32,
+    missed: Option<Wanted>,
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> PrepareError {
@@ -72,6 +83,7 @@ impl Executor {
         files.begin().map_err(io_error("make", files.folder()))?;
         if again {
             self.engine.remove(&ContainerId(self.container_name(order.attempt))).await?;
+            self.holders.give_back(order.attempt);
         }
         let facts = async {
             let image = self.images.find(&*self.engine, &order.spec.image).await?;
@@ -111,12 +123,12 @@ impl Executor {
             filled.map_err(|error| self.not_filled(&workspace, error))
         };
         let start = self.start(order, files, &facts, &profile, &workspace, tracker);
-        let ((), (listener, details, pid)) = tokio::try_join!(fill, start)?;
+        let ((), Started { listener, details, pid, missed }) = tokio::try_join!(fill, start)?;
         let counters = (self.counters)(pid);
         let image_digest = facts.config_digest.clone();
         let job = Box::new(self.job(order, &facts, &profile));
         let container = Container { pid, details, listener, counters, workspace: Some(workspace) };
-        Ok(Ready { container, job, image_digest })
+        Ok(Ready { container, job, image_digest, missed })
     }
 
     /// A commit that does not fit is the job's own matter.
@@ -141,7 +153,7 @@ impl Executor {
         profile: &Profile,
         workspace: &Workspace,
         tracker: &TaskTracker,
-    ) -> Result<(Listener, ContainerDetails, u32), PrepareError> {
+    ) -> Result<Started, PrepareError> {
         let control = files.control();
         let listener = Listener::bind(&control).map_err(io_error("listen in", &control))?;
         let mut mounts = workspace.mounts();
@@ -158,14 +170,11 @@ impl Executor {
             egress: EgressNetwork::container_network_of(&self.instance),
         };
         let spec = profile::container(profile, facts, parts);
-        let details = match order.spec.network {
-            NetworkMode::Egress => self.start_outwards(spec, tracker).await?,
-            NetworkMode::None | NetworkMode::Host => self.create_and_start(spec, tracker).await?,
-        };
+        let (details, missed) = self.start_in_namespace(order, profile, spec, tracker).await?;
         match &details.state {
             ContainerState::Running { pid, .. } => {
                 let pid = *pid;
-                Ok((listener, details, pid))
+                Ok(Started { listener, details, pid, missed })
             }
             ContainerState::Created | ContainerState::Removing => {
                 Err(PrepareError::Init("the engine started the container, and it does not run".to_owned()))
@@ -174,6 +183,49 @@ impl Executor {
                 "the container ended with exit code {} before it got its job",
                 exit.code
             ))),
+        }
+    }
+
+    /// In a namespace that was made ahead, where there is one for this job; else in one of its own.
+    async fn start_in_namespace(
+        &self,
+        order: &AttemptOrder,
+        profile: &Profile,
+        spec: ContainerSpec,
+        tracker: &TaskTracker,
+    ) -> Result<(ContainerDetails, Option<Wanted>), PrepareError> {
+        let mode = order.spec.network;
+        let lendable = match mode {
+            NetworkMode::None | NetworkMode::Egress => profile.owner.uid != 0,
+            NetworkMode::Host => false,
+        };
+        if !lendable {
+            return Ok((self.start_on(mode, spec, tracker).await?, None));
+        }
+        if let Some(network) = self.holders.lend(order.attempt, &spec.network) {
+            let joining = ContainerSpec { network, ..spec.clone() };
+            match self.start_on(mode, joining, tracker).await {
+                Err(PrepareError::Engine(error)) => {
+                    tracing::warn!(attempt_id = %order.attempt, error = %error, "a network namespace cannot be joined");
+                    self.engine.remove(&ContainerId(spec.name.clone())).await?;
+                    self.holders.give_up(order.attempt);
+                }
+                started => return Ok((started?, None)),
+            }
+        }
+        let missed = Wanted { network: spec.network.clone(), image: spec.image.clone() };
+        Ok((self.start_on(mode, spec, tracker).await?, Some(missed)))
+    }
+
+    async fn start_on(
+        &self,
+        mode: NetworkMode,
+        spec: ContainerSpec,
+        tracker: &TaskTracker,
+    ) -> Result<ContainerDetails, PrepareError> {
+        match mode {
+            NetworkMode::Egress => self.start_outwards(spec, tracker).await,
+            NetworkMode::None | NetworkMode::Host => self.create_and_start(spec, tracker).await,
         }
     }
 

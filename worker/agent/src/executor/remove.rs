@@ -89,6 +89,7 @@ impl Executor {
             tracing::warn!(attempt_id = %attempt, error = %in_one_sentence(&error), "the container stays for now");
             sleep(backoff.next()).await;
         }
+        self.holders.give_back(attempt);
         let mut backoff = engine_backoff();
         while let Err(error) = self.workspaces.remove(attempt).await {
             tracing::warn!(attempt_id = %attempt, error = %in_one_sentence(&error), "the workspace stays for now");

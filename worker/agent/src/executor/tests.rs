@@ -12,6 +12,7 @@ use buildyard_types::worker::StopCause;
 use buildyard_types::{ByteSize, Millis, Outcome, Timestamp};
 
 use super::*;
+use crate::engine::ContainerId;
 use crate::engine::scripted::{CallKind, Fault, ScriptedImage};
 use harness::{Act, Farm, end, line, step_end, step_start};
 
@@ -473,5 +474,53 @@ async fn an_attempt_is_begun_anew_over_what_an_earlier_try_left() {
     farm.leave_half_made(&name).await;
     let report = farm.run().await;
     assert_eq!(report.outcome, Outcome::Passed);
+    farm.assert_nothing_left().await;
+}
+
+/// Runs once, which finds no namespace made ahead and leaves one for the next.
+async fn held(mut farm: Farm) -> Farm {
+    farm.hold(2);
+    assert_eq!(farm.run().await.outcome, Outcome::Passed);
+    assert!(!farm.has_joined());
+    farm.executor.remove(farm.order.attempt).await;
+    farm.when_held().await;
+    farm.next_attempt();
+    farm
+}
+
+#[tokio::test]
+async fn the_next_attempt_joins_a_namespace_that_was_made_ahead() {
+    let mut farm = held(farm!(passing())).await;
+    for _ in 0..2 {
+        assert_eq!(farm.run().await.outcome, Outcome::Passed);
+        assert!(farm.has_joined());
+        farm.executor.remove(farm.order.attempt).await;
+        assert_eq!(farm.executor.holders.idle(), 1, "it is lent again");
+        farm.next_attempt();
+    }
+    farm.executor.holders.close().await;
+    farm.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_job_of_root_gets_a_namespace_of_its_own() {
+    let mut farm = held(farm!(passing())).await;
+    farm.order.spec.user = buildyard_types::job::JobUser::Root;
+    farm.executor.policy.allow_root = true;
+    assert_eq!(farm.run().await.outcome, Outcome::Passed);
+    assert!(!farm.has_joined());
+    farm.executor.holders.close().await;
+    farm.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_cannot_be_joined_is_replaced_by_one_of_its_own() {
+    let farm = held(farm!(passing())).await;
+    for holder in farm.engine.container_names() {
+        farm.engine.end(&ContainerId(holder), 137, false);
+    }
+    assert_eq!(farm.run().await.outcome, Outcome::Passed);
+    assert!(!farm.has_joined());
+    farm.executor.holders.close().await;
     farm.assert_nothing_left().await;
 }

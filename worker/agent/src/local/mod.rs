@@ -28,7 +28,7 @@ use crate::executor::outcome::in_one_sentence;
 use crate::executor::{Assignment, Executor, Finished, GRACE, LogSink, Orders, Supervisor};
 use crate::image::Images;
 use crate::init_binary;
-use crate::network::{Egress, EgressNetwork};
+use crate::network::{Egress, EgressNetwork, Holders, holders};
 use crate::profile::Policy;
 use crate::workspace::Workspaces;
 pub use copy::{Checkout, CheckoutError};
@@ -126,7 +126,10 @@ impl LocalRunner {
         let folder = config.folder.join(format!("run-{:016x}", rand::random::<u64>()));
         let data = DataDir::open(&folder)?;
         let instance = Instance::new(data.instance());
+        let init = init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?;
         let executor = Executor {
+            // It has no later attempts to make anything ahead for.
+            holders: Holders::new(engine.clone(), instance.clone(), init.clone(), 0, holders::sockets),
             images: Images::open(data.root(), instance.clone()).map_err(setup("open the facts of images"))?,
             engine,
             instance,
@@ -135,7 +138,7 @@ impl LocalRunner {
             egress: Egress::new(None),
             host_arch: info.arch,
             policy: config.policy,
-            init: init_binary::write_to(data.root()).map_err(setup("write the program of process 1"))?,
+            init,
             artifacts: config.artifacts,
             clock: Clock::start(),
             counters,

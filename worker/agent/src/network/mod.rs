@@ -19,6 +19,7 @@
 //! and every few seconds while jobs run; where that fails nothing is started and what runs is stopped: see [`Egress`].
 
 mod egress;
+pub mod holders;
 mod rules;
 mod subnet;
 
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::{ContainerNetwork, Engine, EngineError, Instance, NetworkInfo, NetworkSpec};
 pub use egress::{Egress, HOLD_EVERY};
+pub use holders::Holders;
 use rules::Rules;
 
 /// Subnets that are tried before giving up.

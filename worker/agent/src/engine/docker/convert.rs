@@ -30,7 +30,10 @@ fn cpu_quota(cpu_millis: u64) -> i64 {
 }
 
 pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
-    let host = ContainerNetwork::Host == spec.network;
+    let own_hostname = match &spec.network {
+        ContainerNetwork::None | ContainerNetwork::Named(_) => true,
+        ContainerNetwork::Of(_) | ContainerNetwork::Host => false,
+    };
     ContainerCreateBody {
         image: Some(spec.image.clone()),
         user: Some(format!("{}:{}", spec.user.uid, spec.user.gid)),
@@ -38,7 +41,7 @@ pub(super) fn create_body(spec: &ContainerSpec) -> ContainerCreateBody {
         // Without a command of its own the image's would be appended to the entrypoint.
         cmd: Some(Vec::new()),
         env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
-        hostname: (!host).then(|| spec.hostname.clone()),
+        hostname: own_hostname.then(|| spec.hostname.clone()),
         labels: Some(spec.labels.clone().into_iter().collect()),
         working_dir: Some("/".to_owned()),
         // An image's health check would run its own processes beside the job's.
@@ -55,6 +58,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         network_mode: Some(match &spec.network {
             ContainerNetwork::None => "none".to_owned(),
             ContainerNetwork::Named(name) => name.clone(),
+            ContainerNetwork::Of(container) => format!("container:{}", container.0),
             ContainerNetwork::Host => "host".to_owned(),
         }),
         cpu_period: Some(CPU_PERIOD_US),

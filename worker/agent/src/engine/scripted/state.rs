@@ -119,6 +119,12 @@ impl State {
         {
             return Err(EngineError::NotFound { what: format!("network {name}") });
         }
+        if let ContainerNetwork::Of(other) = &self.containers[&id].spec.network
+            && !self.id_of(other).is_ok_and(|other| self.runs(&other))
+        {
+            let call = format!("start container {id}");
+            return Err(conflict(call, "cannot join the network of a container that does not run"));
+        }
         self.made += 1;
         // Far above any pid that Linux gives, so that a mix-up cannot hit a real process.
         let pid = self.pid.unwrap_or(1 << 30 | self.made as u32);

@@ -391,7 +391,10 @@ impl Farm {
         let shared = Arc::new(Shared { may_start: AtomicBool::new(true), ..Shared::default() });
         let slot: Arc<Mutex<Option<ScriptedEngine>>> = Arc::default();
         let (inner, for_init) = (slot.clone(), shared.clone());
-        let engine = ScriptedEngine::new(move |_| {
+        let engine = ScriptedEngine::new(move |spec| {
+            if spec.entrypoint.get(1).is_some_and(|argument| argument == "hold") {
+                return Program::Runs;
+            }
             let (inner, shared, script) = (inner.clone(), for_init.clone(), script.clone());
             Program::Played(Arc::new(move |running: Running| {
                 let init = Init {
@@ -422,6 +425,13 @@ impl Farm {
             images: Images::open(temp.path(), instance).unwrap(),
             workspaces: Workspaces::open(temp.path()).await.unwrap(),
             egress: crate::network::Egress::new(None),
+            holders: Holders::new(
+                Arc::new(engine.clone()),
+                Instance::new("test"),
+                temp.path().join("init"),
+                0,
+                |_| Ok(Default::default()),
+            ),
             host_arch: "amd64".into(),
             policy: Policy::default(),
             init: temp.path().join("init"),
@@ -563,6 +573,33 @@ impl Farm {
             open_files: 1,
         };
         self.engine.create(&spec).await.unwrap();
+    }
+
+    /// Lets the worker make so many network namespaces ahead.
+    pub(super) fn hold(&mut self, most: usize) {
+        let Executor { engine, instance, init, .. } = &self.executor;
+        let (engine, instance, init) = (engine.clone(), instance.clone(), init.clone());
+        self.executor.holders = Holders::new(engine, instance, init, most, |_| Ok(Default::default()));
+    }
+
+    /// The next attempt at the same job. The one before is removed.
+    pub(super) fn next_attempt(&mut self) {
+        self.executor.files(self.order.attempt).remove().unwrap();
+        self.order.attempt.number.0 += 1;
+        self.shared.acknowledged.store(0, Ordering::SeqCst);
+    }
+
+    /// Waits until a network namespace is there for the next attempt.
+    pub(super) async fn when_held(&self) {
+        while self.executor.holders.idle() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Whether the attempt joined one.
+    pub(super) fn has_joined(&self) -> bool {
+        let handed = self.executor.files(self.order.attempt).handed().unwrap().unwrap();
+        handed.holder.is_some()
     }
 
     pub(super) fn fail_log(&mut self) {

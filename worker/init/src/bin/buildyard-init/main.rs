@@ -1,4 +1,5 @@
-//! Process 1 of an attempt's container: `buildyard-init SOCKET`.
+//! Process 1 of an attempt's container: `buildyard-init SOCKET`. As `buildyard-init hold` it only keeps a container, and
+//! with it a network namespace, until it is killed.
 //!
 //! It waits for a job, carries its steps out, and tells the worker what happened; [`buildyard_init::protocol`]
 //! says how they talk. It has one thread and one loop, which waits for everything at once and for nothing alone.
@@ -49,7 +50,7 @@ const LINGER_ALONE_MS: u64 = 10 * 60_000;
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let Ok([path]) = <[_; 1]>::try_from(arguments) else {
-        return refuse("usage: buildyard-init SOCKET");
+        return refuse("usage: buildyard-init SOCKET | hold");
     };
     let Ok(path) = CString::new(path.into_vec()) else {
         return refuse("the socket's path holds a zero byte");
@@ -58,9 +59,18 @@ fn main() -> ExitCode {
     if std::process::id() != 1 {
         return refuse("buildyard-init is process 1 of a container and does nothing elsewhere");
     }
+    if path.as_bytes() == b"hold" {
+        hold();
+    }
     match Init::new(path) {
         Ok(mut init) => ExitCode::from(init.run() as u8),
         Err(error) => refuse(&format!("buildyard-init could not begin: {error}")),
+    }
+}
+
+fn hold() -> ! {
+    loop {
+        sys::poll(&mut [], u64::MAX);
     }
 }
 

@@ -1,0 +1,74 @@
+//! Attempts in network namespaces that were made ahead.
+
+use buildyard_types::Outcome;
+
+use crate::farm::{Farm, farm};
+
+/// The inode of its network namespace.
+const NAMESPACE: &str = "readlink /proc/self/ns/net; ip -o addr | sed 's/ *valid_lft.*//'; cat /etc/hosts";
+
+async fn run(farm: &Farm) -> String {
+    let report = farm.run().await;
+    assert_eq!(report.outcome, Outcome::Passed, "{}", farm.output());
+    farm.output()
+}
+
+#[tokio::test]
+async fn one_that_is_clean_is_used_again_and_nothing_of_it_is_seen_in_it() {
+    let mut farm = farm!(NAMESPACE).with_holders();
+    let own = run(&farm).await;
+    farm.when_held().await;
+    farm.next_attempt();
+    let first = run(&farm).await;
+    farm.next_attempt();
+    let second = run(&farm).await;
+    assert_ne!(own, first, "the first made its own");
+    assert_eq!(first, second);
+    assert!(first.contains("127.0.0.1/8"), "{first}");
+    farm.close_holders().await;
+    assert_eq!(farm.containers().await, [""; 0]);
+}
+
+/// A connection that was closed keeps its port busy for a minute, in which nobody else may be given the namespace.
+#[tokio::test]
+async fn one_in_which_a_connection_lingers_is_not_lent_again() {
+    // Until one is in TIME_WAIT: whether it comes to that depends on who closes first.
+    let script = "readlink /proc/self/ns/net
+        until grep -q ' 06 ' /proc/net/tcp; do
+            nc -l -p 7000 </dev/null & sleep 0.2; echo hello | nc -w 1 127.0.0.1 7000 || true; wait
+        done";
+    let mut farm = farm!(script).with_holders();
+    run(&farm).await;
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        farm.when_held().await;
+        farm.next_attempt();
+        seen.push(run(&farm).await.lines().next().unwrap().to_owned());
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    farm.close_holders().await;
+    assert_eq!(farm.containers().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn with_a_way_outwards_it_is_closed_to_the_host_and_resolves_names() {
+    let mut farm = farm!(
+        "ip -o -4 addr show eth0; cat /etc/resolv.conf; nc -w 2 $(ip route |
+        sed -n 's/^default via \\([0-9.]*\\).*/\\1/p') 22 </dev/null && echo reached || echo shut"
+    )
+    .outwards()
+    .with_holders();
+    run(&farm).await;
+    farm.when_held().await;
+    farm.next_attempt();
+    let output = run(&farm).await;
+    assert!(
+        output.contains("198.19.") && output.contains("nameserver") && output.contains("shut"),
+        "{output}"
+    );
+    farm.close_holders().await;
+    farm.remove_network().await;
+    assert_eq!(farm.containers().await, [""; 0]);
+}
