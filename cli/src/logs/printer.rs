@@ -110,11 +110,13 @@ impl Printer {
             }
             return;
         };
-        while let Some(end) = self.line.find('\n') {
+        // One walk and one removal: a record of short lines must not be moved to the front for each of them.
+        let keep = self.line.rfind('\n').map_or(0, |at| at + 1);
+        for line in self.line[..keep].split_inclusive('\n') {
             out.push_str(prefix);
-            out.push_str(&self.line[..=end]);
-            self.line.drain(..=end);
+            out.push_str(line);
         }
+        self.line.drain(..keep);
         if self.line.len() > LINE_LIMIT_BYTES {
             out.push_str(prefix);
             out.push_str(&std::mem::take(&mut self.line));
