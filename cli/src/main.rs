@@ -47,11 +47,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// clap prints help and version to standard output with success, mistakes to standard error with code 2.
+/// Help and version go to standard output with success, mistakes to standard error with code 2; as a problem document
+/// where programs read the errors.
 fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && wants_json(std::env::args_os()) {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let said: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        return CliError::usage(said.join(" ")).hint("see `buildyard --help`").report(true);
+    }
     // A closed output is no reason to fail on the way out.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Kind::Usage.code()))
+}
+
+/// Whether a command line that cannot be read asks for JSON.
+fn wants_json(arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    let mut is_value = false;
+    for argument in arguments {
+        if argument == "--output=json" || (is_value && argument == "json") {
+            return true;
+        }
+        is_value = argument == "--output";
+    }
+    false
 }
 
 fn run(cli: Cli) -> Result {

@@ -80,6 +80,18 @@ impl Ui {
         format!("\x1b[{code}m{text}\x1b[0m")
     }
 
+    /// Tells people of a change as soon as it is made; programs get all of them at the end.
+    pub(crate) fn changed(&self, change: &Change) {
+        if !self.json() {
+            self.progress(&change.sentence);
+        }
+    }
+
+    /// Gives programs the changes.
+    pub(crate) fn all_changed(&self, changes: &[Change]) -> Result {
+        if self.json() { print_one_or_several(changes) } else { Ok(()) }
+    }
+
     /// A line on standard error. Nobody listening is no reason to stop.
     pub(crate) fn progress(&self, text: &str) {
         let _ = writeln!(std::io::stderr().lock(), "{}", terminal::line(text));
@@ -96,6 +108,27 @@ pub(crate) fn print_json<T: Serialize>(value: &T) -> Result {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| CliError::farm("cannot write the answer as JSON").because(error))?;
     print(&harmless_json(&text))
+}
+
+/// One document where one thing was asked for, a list of them where it is several.
+pub(crate) fn print_one_or_several<T: Serialize>(values: &[T]) -> Result {
+    match values {
+        [one] => print_json(one),
+        several => print_json(&several),
+    }
+}
+
+/// What a command changed, or would change. The document that programs get; people get the sentence.
+#[derive(Debug, Serialize)]
+pub(crate) struct Change {
+    /// The id of what was changed.
+    pub(crate) subject: String,
+    /// `cancel`, `cordon`, `uncordon` or `remove`.
+    pub(crate) change: &'static str,
+    /// Whether nothing was changed, because nobody wanted more than to know.
+    pub(crate) dry_run: bool,
+    /// The same in words.
+    pub(crate) sentence: String,
 }
 
 /// One JSON document in one line, without its end.

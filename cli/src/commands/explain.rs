@@ -32,10 +32,7 @@ pub(crate) async fn run(context: &Context, args: ExplainArgs) -> Result {
         answers.push(client.get(&["explain", &subject], &[]).await?);
     }
     if context.ui.json() {
-        return match answers.as_slice() {
-            [one] => output::print_json(one),
-            several => output::print_json(&several),
-        };
+        return output::print_one_or_several(&answers);
     }
     for (index, answer) in answers.iter().enumerate() {
         if index > 0 {

@@ -9,7 +9,7 @@ use reqwest::Method;
 use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
-use crate::output::{self, Table};
+use crate::output::{self, Change, Table};
 use crate::target::{self, Target};
 use crate::terminal;
 
@@ -176,13 +176,15 @@ fn show_attempt(attempt: &AttemptView) -> Result {
 
 async fn cancel(context: &Context, client: &Client, args: CancelArgs) -> Result {
     let job = job_meant(client, &args.id).await?;
-    let id = job.to_string();
-    if args.dry_run {
+    let subject = job.to_string();
+    let sentence = if args.dry_run {
         let view = target::job(client, job).await?;
-        context.ui.progress(&format!("would cancel {id} ({}): {}", view.name, view.sentence));
-        return Ok(());
-    }
-    client.act(Method::POST, &["jobs", &id, "cancel"]).await?;
-    context.ui.progress(&format!("{id} is being cancelled"));
-    Ok(())
+        format!("would cancel {subject} ({}): {}", view.name, view.sentence)
+    } else {
+        client.act(Method::POST, &["jobs", &subject, "cancel"]).await?;
+        format!("{subject} is being cancelled")
+    };
+    let change = Change { subject, change: "cancel", dry_run: args.dry_run, sentence };
+    context.ui.changed(&change);
+    context.ui.all_changed(&[change])
 }

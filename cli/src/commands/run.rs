@@ -285,10 +285,7 @@ async fn run_one(
 
 fn tell(context: &Context, ends: &[LocalRun]) -> Result {
     if context.ui.json() {
-        return match ends {
-            [one] => output::print_json(one),
-            several => output::print_json(&several),
-        };
+        return output::print_one_or_several(ends);
     }
     ends.iter().try_for_each(|end| tell_one(context, end))
 }

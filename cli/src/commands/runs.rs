@@ -9,7 +9,7 @@ use super::jobs;
 use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
-use crate::output::{self, Table};
+use crate::output::{self, Change, Table};
 use crate::target::{self, Target};
 use crate::terminal;
 
@@ -139,10 +139,7 @@ async fn show(context: &Context, client: &Client, id: Option<&str>) -> Result {
         views.push(target::run(client, run).await?);
     }
     if context.ui.json() {
-        return match views.as_slice() {
-            [one] => output::print_json(one),
-            several => output::print_json(&several),
-        };
+        return output::print_one_or_several(&views);
     }
     for (index, run) in views.iter().enumerate() {
         if index > 0 {
@@ -183,15 +180,19 @@ fn show_run(context: &Context, run: &RunView) -> Result {
 }
 
 async fn cancel(context: &Context, client: &Client, args: CancelArgs) -> Result {
+    let mut changes = Vec::new();
     for run in runs_meant(client, Some(&args.id)).await? {
-        let id = run.to_string();
-        if args.dry_run {
+        let subject = run.to_string();
+        let sentence = if args.dry_run {
             let view = target::run(client, run).await?;
-            context.ui.progress(&format!("would cancel {id} ({}): {}", view.pipeline, view.sentence));
-            continue;
-        }
-        client.act(Method::POST, &["runs", &id, "cancel"]).await?;
-        context.ui.progress(&format!("{id} is being cancelled; `buildyard watch {id}` shows its end"));
+            format!("would cancel {subject} ({}): {}", view.pipeline, view.sentence)
+        } else {
+            client.act(Method::POST, &["runs", &subject, "cancel"]).await?;
+            format!("{subject} is being cancelled; `buildyard watch {subject}` shows its end")
+        };
+        let change = Change { subject, change: "cancel", dry_run: args.dry_run, sentence };
+        context.ui.changed(&change);
+        changes.push(change);
     }
-    Ok(())
+    context.ui.all_changed(&changes)
 }

@@ -9,7 +9,7 @@ use reqwest::Method;
 use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
-use crate::output::{self, Table};
+use crate::output::{self, Change, Table};
 use crate::terminal;
 
 /// Invites, lists, cordons and removes workers.
@@ -74,23 +74,42 @@ pub(crate) async fn run(context: &Context, args: WorkersArgs) -> Result {
         WorkersCommand::Invite(args) => invite(context, &client, args).await,
         WorkersCommand::List => list(context, &client).await,
         WorkersCommand::Show(args) => show(context, &client, &args.worker).await,
-        WorkersCommand::Cordon(args) => {
-            change(context, &client, args, Method::POST, Some("cordon"), "cordoned: it gets no new attempts")
-                .await
+        WorkersCommand::Cordon(args) => change(context, &client, args, Verb::Cordon).await,
+        WorkersCommand::Uncordon(args) => change(context, &client, args, Verb::Uncordon).await,
+        WorkersCommand::Remove(args) => change(context, &client, args, Verb::Remove).await,
+    }
+}
+
+/// What can be done to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Cordon,
+    Uncordon,
+    Remove,
+}
+
+impl Verb {
+    fn name(self) -> &'static str {
+        match self {
+            Verb::Cordon => "cordon",
+            Verb::Uncordon => "uncordon",
+            Verb::Remove => "remove",
         }
-        WorkersCommand::Uncordon(args) => {
-            change(
-                context,
-                &client,
-                args,
-                Method::POST,
-                Some("uncordon"),
-                "uncordoned: it gets attempts again",
-            )
-            .await
+    }
+
+    /// What the worker is then.
+    fn done(self) -> &'static str {
+        match self {
+            Verb::Cordon => "cordoned: it gets no new attempts",
+            Verb::Uncordon => "uncordoned: it gets attempts again",
+            Verb::Remove => "removed: its credential is worthless",
         }
-        WorkersCommand::Remove(args) => {
-            change(context, &client, args, Method::DELETE, None, "removed: its credential is worthless").await
+    }
+
+    async fn act(self, client: &Client, id: &str) -> Result {
+        match self {
+            Verb::Cordon | Verb::Uncordon => client.act(Method::POST, &["workers", id, self.name()]).await,
+            Verb::Remove => client.act(Method::DELETE, &["workers", id]).await,
         }
     }
 }
@@ -198,22 +217,16 @@ async fn show(context: &Context, client: &Client, text: &str) -> Result {
     Ok(())
 }
 
-async fn change(
-    context: &Context,
-    client: &Client,
-    args: ChangeArgs,
-    method: Method,
-    verb: Option<&str>,
-    done: &str,
-) -> Result {
+async fn change(context: &Context, client: &Client, args: ChangeArgs, verb: Verb) -> Result {
     let worker = find(client, &args.worker).await?;
-    let id = worker.id.to_string();
-    if args.dry_run {
-        context.ui.progress(&format!("{} ({id}) would be {done}", worker.name));
-        return Ok(());
-    }
-    let path: Vec<&str> = ["workers", &id].into_iter().chain(verb).collect();
-    client.act(method, &path).await?;
-    context.ui.progress(&format!("{} ({id}) is {done}", worker.name));
-    Ok(())
+    let subject = worker.id.to_string();
+    let sentence = if args.dry_run {
+        format!("{} ({subject}) would be {}", worker.name, verb.done())
+    } else {
+        verb.act(client, &subject).await?;
+        format!("{} ({subject}) is {}", worker.name, verb.done())
+    };
+    let change = Change { subject, change: verb.name(), dry_run: args.dry_run, sentence };
+    context.ui.changed(&change);
+    context.ui.all_changed(&[change])
 }
