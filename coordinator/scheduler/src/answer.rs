@@ -60,6 +60,8 @@ fn live(state: &State, attempt: &Attempt, listed: Option<&AttemptReport>, respon
         JobState::Stopping { outcome, .. } => {
             let knows = listed.is_some_and(|report| match report.state {
                 AttemptProgress::Preparing | AttemptProgress::Running { .. } => report.fence != attempt.fence,
+                // It runs no more; only that nobody will take what it sends is news to it.
+                AttemptProgress::Sending => stop_cause(outcome) != StopCause::Revoked,
                 AttemptProgress::Stopping | AttemptProgress::Ended { .. } => true,
             });
             if !knows {
@@ -77,7 +79,7 @@ fn live(state: &State, attempt: &Attempt, listed: Option<&AttemptReport>, respon
 /// An attempt that is not (or no more) the worker's. Says whether the worker has something to drop by it.
 fn not_live(state: &State, report: &AttemptReport, response: &mut SyncResponse) -> bool {
     match &report.state {
-        AttemptProgress::Preparing | AttemptProgress::Running { .. } => {
+        AttemptProgress::Preparing | AttemptProgress::Running { .. } | AttemptProgress::Sending => {
             response.stop.push(StopOrder {
                 attempt: report.attempt,
                 fence: report.fence,

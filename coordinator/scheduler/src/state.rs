@@ -40,6 +40,9 @@ pub struct Settings {
     /// What is added to a job's own time limit before the coordinator stops it. The worker keeps the limit
     /// itself; this is for a worker that does not.
     pub limit_slack_ms: Millis,
+    /// How long an attempt may send its log and artifacts after its steps have ended, before that is given up as
+    /// the farm's fault.
+    pub send_limit_ms: Millis,
     /// Most runs that are not over. More are not accepted.
     pub max_runs: usize,
 }
@@ -57,8 +60,10 @@ impl Default for Settings {
             log_cap: ByteSize::from_mib(512),
             // A first pull of a large image over a slow line is the longest honest preparation.
             prepare_limit_ms: Millis::from_mins(60),
-            // Stopping a step and sending its log and artifacts may take minutes after the limit.
+            // Stopping a step may take minutes after the limit, on a host that is short of everything.
             limit_slack_ms: Millis::from_mins(10),
+            // A coordinator whose disk is full takes no artifacts until somebody has made room.
+            send_limit_ms: Millis::from_mins(6 * 60),
             // A farm of 120 builds an hour reaches this after a month without any worker.
             max_runs: 100_000,
         }

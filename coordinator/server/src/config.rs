@@ -65,6 +65,8 @@ pub struct SchedulerSection {
     pub prepare_limit: Option<HumanDuration>,
     /// Added to a job's own time limit before the coordinator stops it.
     pub limit_slack: Option<HumanDuration>,
+    /// How long an attempt may send its log and artifacts after its steps have ended.
+    pub send_limit: Option<HumanDuration>,
     /// Most runs that are not finished; more are refused.
     pub max_runs: Option<u32>,
 }
@@ -280,6 +282,7 @@ impl SchedulerSection {
                 default.prepare_limit_ms,
             )?,
             limit_slack_ms: positive("scheduler.limit_slack", self.limit_slack, default.limit_slack_ms)?,
+            send_limit_ms: positive("scheduler.send_limit", self.send_limit, default.send_limit_ms)?,
             max_runs: self.max_runs.map_or(default.max_runs, |runs| runs as usize),
         })
     }

@@ -130,6 +130,9 @@ pub enum AttemptProgress {
     },
     /// It was told to stop and has not ended.
     Stopping,
+    /// Its steps have ended and nothing of it runs any more; the rest of its log and its artifacts are on their way
+    /// to the coordinator. No limit of the job applies to that.
+    Sending,
     /// It ended, and its log and artifacts are with the coordinator.
     Ended {
         /// How it ended.

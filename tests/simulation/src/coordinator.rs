@@ -23,6 +23,8 @@ pub(crate) struct Coordinator {
     pub(crate) process: Option<Process>,
     pub(crate) next_commit_fails: bool,
     pub(crate) slow_commits: Option<u64>,
+    /// How many faults keep it from taking logs and artifacts.
+    pub(crate) full_disks: u32,
     lives: u64,
 }
 
@@ -94,7 +96,8 @@ impl World {
             | Sabotage::AnswerBeforeCommit
             | Sabotage::ForgetfulStore
             | Sabotage::StartsUnasked
-            | Sabotage::HoldsTooLong => self.time(),
+            | Sabotage::HoldsTooLong
+            | Sabotage::SendsUnsaid => self.time(),
         };
         let (epoch, settings) = (Epoch(self.coordinator.lives), self.scenario.settings.clone());
         let state = State::from_snapshot(epoch, settings, self.coordinator.store.load(), since);
@@ -346,7 +349,8 @@ impl World {
             | Sabotage::AnswerBeforeCommit
             | Sabotage::ForgetfulStore
             | Sabotage::StartsUnasked
-            | Sabotage::NoTermAfterRestart => longest.min(call.hold_ms).0,
+            | Sabotage::NoTermAfterRestart
+            | Sabotage::SendsUnsaid => longest.min(call.hold_ms).0,
         };
         process.held.insert(host, call);
         self.at(for_ms, Event::HeldLongEnough { life, host, sequence });

@@ -333,9 +333,10 @@ impl World {
         };
         let (fence, preparing) = match process.session.attempts().get(&attempt) {
             Some((fence, Held::Preparing)) => (*fence, true),
-            Some((fence, Held::Running { .. } | Held::Stopping { .. } | Held::Ended { .. })) => {
-                (*fence, false)
-            }
+            Some((
+                fence,
+                Held::Running { .. } | Held::Stopping { .. } | Held::Sending | Held::Ended { .. },
+            )) => (*fence, false),
             None => return,
         };
         if !preparing && !unasked {
@@ -483,18 +484,22 @@ impl World {
     }
 
     fn upload_soon(&mut self, host: usize, life: u64, attempt: AttemptId, report: EndReport) {
+        if self.sabotage != Sabotage::SendsUnsaid {
+            self.tell(host, Said::Judged { attempt });
+        }
         let after = self.rng.between(5, 500);
         self.at(after, Event::Upload { host, life, attempt, report: Box::new(report) });
     }
 
     /// Log and artifacts go to the coordinator before the end is reported.
     pub(crate) fn upload(&mut self, host: usize, life: u64, attempt: AttemptId, report: EndReport) {
-        let reached = self.connected(host) == (true, true) && self.coordinator.process.is_some();
+        let takes = self.coordinator.process.is_some() && self.coordinator.full_disks == 0;
+        let reached = self.connected(host) == (true, true) && takes;
         let Some(process) = self.process_of(host, life) else {
             return;
         };
         let waits = match process.session.attempts().get(&attempt) {
-            Some((_, Held::Preparing | Held::Running { .. } | Held::Stopping { .. })) => true,
+            Some((_, Held::Preparing | Held::Running { .. } | Held::Stopping { .. } | Held::Sending)) => true,
             Some((_, Held::Ended { .. })) | None => false,
         };
         if !waits {

@@ -30,6 +30,8 @@ pub enum Sabotage {
     NoTermAfterRestart,
     /// The coordinator holds calls as long as it likes, not as long as their workers can wait.
     HoldsTooLong,
+    /// A worker does not say that an attempt has ended and is only sending.
+    SendsUnsaid,
 }
 
 /// What the steps of a job do when nobody disturbs them.
@@ -127,6 +129,11 @@ pub enum Fault {
         /// All together.
         lasting: u64,
     },
+    /// The coordinator takes neither logs nor artifacts.
+    DiskFull {
+        /// For so long.
+        lasting: u64,
+    },
     /// Somebody cordons a host, and uncordons it later.
     Cordon {
         /// Which host.
@@ -198,8 +205,8 @@ impl Scenario {
         if rng.percent(20) { scenario.with_short_absences(rng) } else { scenario }
     }
 
-    /// The same work on a farm whose coordinator is away now and then, or cut off from a host, for as long as no
-    /// attempt may notice.
+    /// The same work on a farm whose coordinator is away now and then, or cut off from a host, or full, for as long
+    /// as no attempt may notice.
     fn with_short_absences(self, rng: &mut Rng) -> Self {
         let mut faults = Vec::new();
         let mut at = 0;
@@ -213,6 +220,11 @@ impl Scenario {
                 Fault::Cut { host: Some(host), up: true, down: true, lasting }
             };
             faults.push((at, fault));
+        }
+        if rng.percent(50) {
+            // Longer than any limit of a job and its slack.
+            let at = rng.between(0, self.faults_end);
+            faults.push((at, Fault::DiskFull { lasting: 240_000 }));
         }
         let hosts = self.hosts.into_iter().map(|host| HostPlan { dies: false, ..host }).collect();
         Self { hosts, faults, loss: 0, prepare_fails: 0, prepare_hangs: 0, calm: true, ..self }
@@ -323,7 +335,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
         2 => rng.between(10_000, 30_000),
         _ => rng.between(25_000, 90_000),
     };
-    match rng.between(0, 11) {
+    match rng.between(0, 12) {
         0 | 1 => Fault::CoordinatorDies { back_after: long(rng), commit_survives: rng.percent(50) },
         2 => Fault::CommitFails,
         3 => Fault::SlowCommits { each: rng.between(100, 8_000), lasting: long(rng) },
@@ -339,7 +351,8 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
             Fault::Cut { host, up, down, lasting: long(rng) }
         }
         9 => Fault::SlowNetwork { most: rng.between(500, 20_000), lasting: long(rng) },
-        10 => Fault::Cordon { host: any_host(rng), lasting: long(rng) },
+        10 => Fault::DiskFull { lasting: 2 * long(rng) },
+        11 => Fault::Cordon { host: any_host(rng), lasting: long(rng) },
         _ => Fault::Unfit { host: any_host(rng), lasting: long(rng) },
     }
 }

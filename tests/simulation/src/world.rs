@@ -68,6 +68,8 @@ pub(crate) enum Event {
     NetworkFast,
     /// Commits are as fast as before.
     CommitsFast,
+    /// The coordinator takes logs and artifacts again.
+    RoomAgain,
     /// A host can work again.
     FitAgain { host: usize },
     /// From here on nothing goes wrong any more.
@@ -210,6 +212,7 @@ impl World {
                 self.network.slow.pop();
             }
             Event::CommitsFast => self.coordinator.slow_commits = None,
+            Event::RoomAgain => self.coordinator.full_disks -= 1,
             Event::FitAgain { host } => self.hosts[host].unfit = None,
             Event::FaultsEnd => self.faults_end(),
             Event::RemoveDead { host } => {
@@ -241,6 +244,10 @@ impl World {
             Fault::SlowNetwork { most, lasting } => {
                 self.network.slow.push(most);
                 self.at(lasting, Event::NetworkFast);
+            }
+            Fault::DiskFull { lasting } => {
+                self.coordinator.full_disks += 1;
+                self.at(lasting, Event::RoomAgain);
             }
             Fault::Cordon { host, lasting } => {
                 let worker = self.hosts[host].worker(host);

@@ -78,6 +78,11 @@ fn a_worker_that_starts_steps_without_asking_is_caught() {
 }
 
 #[test]
+fn a_worker_that_does_not_say_that_it_only_sends_is_caught() {
+    caught(Sabotage::SendsUnsaid, "the verdict is the true one");
+}
+
+#[test]
 fn a_coordinator_that_holds_calls_too_long_is_caught() {
     caught(Sabotage::HoldsTooLong, "without need nothing is tried again");
 }

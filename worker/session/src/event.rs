@@ -29,6 +29,12 @@ pub enum Event {
         /// Which.
         attempt: AttemptId,
     },
+    /// The end of an attempt is judged: nothing of it runs any more. The rest of its log and its artifacts are
+    /// still to be sent.
+    Judged {
+        /// Which.
+        attempt: AttemptId,
+    },
     /// An attempt ended, and its log and artifacts are with the coordinator (or were refused as stale).
     Ended {
         /// Which.
@@ -101,6 +107,8 @@ pub enum Held {
         /// Why.
         cause: StopCause,
     },
+    /// Nothing of it runs any more; its log and artifacts are being sent. It needs no lease.
+    Sending,
     /// Ended; what is left of it is being removed, or is.
     Ended {
         /// How.

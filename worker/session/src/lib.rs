@@ -11,6 +11,7 @@
 //! | a stop overtakes its order | the attempt is noted as ended, so that the order finds it over |
 //! | the coordinator is silent | [`Action::Fence`] at the end of the lease less a margin; init does the same by itself |
 //! | the worker dies | its journal is adopted; init stops the steps when nobody renews them |
+//! | the lease ends while an attempt's log and artifacts are being sent | nothing of it runs, so nothing is fenced and its end counts |
 //! | the worker comes back after its lease | [`Session::may_start`] is false until the coordinator answered |
 //!
 //! The margin is a fifth of the lease: 3 s of 15 s. It has to cover killing the steps; the coordinator adds its

@@ -87,6 +87,7 @@ impl Session {
         match event {
             Event::Answered { sent, response } => self.answered(sent, response, now, &mut actions),
             Event::Started { attempt } => self.started(attempt, now, &mut actions),
+            Event::Judged { attempt } => self.judged(attempt, &mut actions),
             Event::Ended { attempt, report } => self.ended(attempt, report, &mut actions),
             Event::Removed { attempt } => self.removed(attempt, &mut actions),
             Event::Tick => {}
@@ -100,6 +101,7 @@ impl Session {
             Held::Preparing => AttemptProgress::Preparing,
             Held::Running { since } => AttemptProgress::Running { for_ms: now.since(*since) },
             Held::Stopping { .. } => AttemptProgress::Stopping,
+            Held::Sending => AttemptProgress::Sending,
             Held::Ended { report, removed, .. } => {
                 AttemptProgress::Ended { report: report.clone(), removed: *removed }
             }
@@ -174,7 +176,8 @@ impl Session {
     pub fn may_start(&self, attempt: AttemptId, now: Timestamp) -> bool {
         let preparing = match self.attempts.get(&attempt) {
             Some((_, Held::Preparing)) => true,
-            Some((_, Held::Running { .. } | Held::Stopping { .. } | Held::Ended { .. })) | None => false,
+            Some((_, Held::Running { .. } | Held::Stopping { .. } | Held::Sending | Held::Ended { .. }))
+            | None => false,
         };
         preparing && self.fence_at().is_some_and(|fence_at| now < fence_at)
     }
@@ -195,7 +198,7 @@ impl Session {
                     Held::Preparing | Held::Running { .. } => {
                         *held = Held::Stopping { cause: StopCause::Revoked };
                     }
-                    Held::Stopping { .. } | Held::Ended { .. } => {}
+                    Held::Stopping { .. } | Held::Sending | Held::Ended { .. } => {}
                 }
             }
         }
@@ -251,7 +254,13 @@ impl Session {
                     actions.push(Action::Stop { attempt, cause, grace_ms });
                     true
                 }
-                Held::Stopping { .. } | Held::Ended { .. } => false,
+                // There is nothing left to stop but the sending of what nobody will take.
+                Held::Sending if cause == StopCause::Revoked => {
+                    *held = Held::Stopping { cause: cause.clone() };
+                    actions.push(Action::Stop { attempt, cause, grace_ms });
+                    true
+                }
+                Held::Sending | Held::Stopping { .. } | Held::Ended { .. } => false,
             },
             // Held under another fence: the coordinator has that from the report, and speaks of it by itself.
             Some(_) => false,
@@ -274,15 +283,17 @@ impl Session {
                 match held {
                     // An older life of the same attempt, as after the coordinator's store was restored from a
                     // backup: it has to go first, and the order comes again.
-                    Held::Preparing | Held::Running { .. } if older => {
+                    Held::Preparing | Held::Running { .. } | Held::Sending if older => {
                         let cause = StopCause::Revoked;
                         *held = Held::Stopping { cause: cause.clone() };
                         actions.push(Action::Stop { attempt, cause, grace_ms: Millis(0) });
                         true
                     }
-                    Held::Preparing | Held::Running { .. } | Held::Stopping { .. } | Held::Ended { .. } => {
-                        false
-                    }
+                    Held::Preparing
+                    | Held::Running { .. }
+                    | Held::Stopping { .. }
+                    | Held::Sending
+                    | Held::Ended { .. } => false,
                 }
             }
             None if self.forgotten.is_some_and(|forgotten| order.fence <= forgotten) => false,
@@ -322,7 +333,7 @@ impl Session {
                 Held::Stopping { cause: StopCause::Cancelled { .. } | StopCause::TimedOut { .. } } => true,
                 // Its place may be taken already.
                 Held::Stopping { cause: StopCause::Revoked } => false,
-                Held::Ended { .. } => false,
+                Held::Sending | Held::Ended { .. } => false,
             };
             if wanted && !self.fenced.contains(attempt) {
                 actions.push(Action::KeepAlive { attempt: *attempt, until });
@@ -337,13 +348,30 @@ impl Session {
         }
     }
 
+    fn judged(&mut self, attempt: AttemptId, actions: &mut Vec<Action>) {
+        let fenced = self.fenced.contains(&attempt);
+        let Some((_, held)) = self.attempts.get_mut(&attempt) else {
+            return;
+        };
+        match held {
+            Held::Preparing | Held::Running { .. } => {}
+            Held::Stopping { cause: StopCause::Cancelled { .. } | StopCause::TimedOut { .. } } if !fenced => {
+            }
+            // Its place may be taken: what it has to send is refused.
+            Held::Stopping { .. } => return,
+            Held::Sending | Held::Ended { .. } => return,
+        }
+        *held = Held::Sending;
+        actions.push(Action::SyncNow);
+    }
+
     fn ended(&mut self, attempt: AttemptId, report: EndReport, actions: &mut Vec<Action>) {
         let fenced = self.fenced.contains(&attempt);
         let Some((_, held)) = self.attempts.get_mut(&attempt) else {
             return;
         };
         match held {
-            Held::Preparing | Held::Running { .. } | Held::Stopping { .. } => {
+            Held::Preparing | Held::Running { .. } | Held::Stopping { .. } | Held::Sending => {
                 let report = Box::new(if fenced { after_fence(report) } else { report });
                 *held = Held::Ended { report, removed: false, on_record: false };
                 actions.push(Action::SyncNow);
@@ -365,15 +393,20 @@ impl Session {
                 // The coordinator counts its share of this worker until it hears that it is gone.
                 actions.push(Action::SyncNow);
             }
-            Held::Ended { .. } | Held::Preparing | Held::Running { .. } | Held::Stopping { .. } => {}
+            Held::Ended { .. }
+            | Held::Preparing
+            | Held::Running { .. }
+            | Held::Stopping { .. }
+            | Held::Sending => {}
         }
     }
 }
 
+/// Whether something of it may run.
 fn is_live(held: &Held) -> bool {
     match held {
         Held::Preparing | Held::Running { .. } | Held::Stopping { .. } => true,
-        Held::Ended { .. } => false,
+        Held::Sending | Held::Ended { .. } => false,
     }
 }
 

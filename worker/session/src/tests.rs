@@ -195,6 +195,42 @@ fn what_is_begun_hears_of_the_lease_though_the_answer_does_not_lengthen_it() {
     }
 }
 
+fn judged(number: u64) -> Event {
+    Event::Judged { attempt: attempt(number) }
+}
+
+#[test]
+fn an_attempt_that_only_sends_needs_no_lease_and_ends_as_it_ended() {
+    let mut session = running();
+    assert_eq!(session.on(judged(1), Timestamp(200)), [Action::SyncNow]);
+    assert_eq!(session.report(Timestamp(300))[0].state, AttemptProgress::Sending);
+    assert_eq!(session.on(judged(1), Timestamp(300)), [], "once");
+    assert_eq!(session.next_wakeup(), None);
+    assert_eq!(session.on(Event::Tick, Timestamp(60_000)), [], "nothing is left to kill");
+    let failed = Outcome::Failed { step: "test".into(), exit_code: 2 };
+    session.on(ended(1, failed.clone()), Timestamp(70_000));
+    assert_eq!(outcome_of(&session, 1), failed);
+}
+
+#[test]
+fn sending_is_given_up_for_a_revoked_attempt_alone() {
+    let mut session = running();
+    session.on(judged(1), Timestamp(200));
+    assert_eq!(session.on(answered(250, stop(1, 5, cancel())), Timestamp(260)).len(), 0);
+    let revoked = session.on(answered(300, stop(1, 5, StopCause::Revoked)), Timestamp(310));
+    assert!(revoked.iter().any(|action| matches!(action, Action::Stop { .. })), "{revoked:?}");
+    assert_eq!(session.report(Timestamp(320))[0].state, AttemptProgress::Stopping);
+    assert_eq!(session.on(judged(1), Timestamp(330)), [], "it stays revoked");
+}
+
+#[test]
+fn a_cancelled_attempt_sends_what_it_printed() {
+    let mut session = running();
+    session.on(answered(200, stop(1, 5, cancel())), Timestamp(210));
+    session.on(judged(1), Timestamp(300));
+    assert_eq!(session.report(Timestamp(310))[0].state, AttemptProgress::Sending);
+}
+
 #[test]
 fn an_order_that_comes_again_after_it_was_forgotten_is_old_news() {
     let mut session = running();

@@ -33,6 +33,14 @@ impl Deciding<'_> {
                 let after_ms = spec.queue_timeout_ms;
                 self.finish_job(job, Outcome::TimedOut { limit: TimeLimit::Queue, after_ms });
             }
+            JobState::Assigned { attempt, worker } | JobState::Running { attempt, worker, .. }
+                if self.state.index.sends(attempt) =>
+            {
+                let name = self.worker_name(worker);
+                let after = self.state.settings.send_limit_ms;
+                let detail = format!("{name} did not send log and artifacts within {after}");
+                self.stop_job(job, Outcome::Infra { cause: InfraCause::Worker, detail });
+            }
             JobState::Assigned { worker, .. } => {
                 let name = self.worker_name(worker);
                 let after = self.state.settings.prepare_limit_ms;

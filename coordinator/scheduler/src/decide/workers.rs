@@ -111,6 +111,17 @@ impl Deciding<'_> {
         let Some(attempt) = self.state.attempts.get(&id) else {
             return;
         };
+        let sends = match progress {
+            AttemptProgress::Sending => true,
+            AttemptProgress::Preparing
+            | AttemptProgress::Running { .. }
+            | AttemptProgress::Stopping
+            | AttemptProgress::Ended { .. } => false,
+        };
+        if let Some(job) = self.state.jobs.get(&id.job).filter(|_| attempt.state.is_live()) {
+            let (attempts, settings) = (&self.state.attempts, &self.state.settings);
+            self.state.index.attempt_sends(job, id, sends.then_some(self.now), attempts, settings);
+        }
         match (&attempt.state, progress) {
             (AttemptState::Live, AttemptProgress::Running { for_ms }) => {
                 // A worker cannot have begun before it was asked.
@@ -124,12 +135,16 @@ impl Deciding<'_> {
                 self.remove_attempt(id);
             }
             // It was told, or will be with the answer.
-            (AttemptState::Live, AttemptProgress::Preparing | AttemptProgress::Stopping)
+            (
+                AttemptState::Live,
+                AttemptProgress::Preparing | AttemptProgress::Stopping | AttemptProgress::Sending,
+            )
             | (
                 AttemptState::Ended { .. },
                 AttemptProgress::Preparing
                 | AttemptProgress::Running { .. }
                 | AttemptProgress::Stopping
+                | AttemptProgress::Sending
                 | AttemptProgress::Ended { removed: false, .. },
             )
             | (
@@ -137,6 +152,7 @@ impl Deciding<'_> {
                 AttemptProgress::Preparing
                 | AttemptProgress::Running { .. }
                 | AttemptProgress::Stopping
+                | AttemptProgress::Sending
                 | AttemptProgress::Ended { .. },
             ) => {}
         }

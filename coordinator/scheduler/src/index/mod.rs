@@ -46,6 +46,9 @@ pub(crate) struct Index {
     pub(crate) open: BTreeMap<RunId, Open>,
     /// When this process began to listen: nobody could call before.
     listening_since: Timestamp,
+    /// Live attempts of which nothing runs any more, and since when this process knows that. Not derived: their
+    /// workers say it with each call.
+    sending: BTreeMap<AttemptId, Timestamp>,
 }
 
 impl Index {
@@ -159,6 +162,9 @@ impl Index {
     ) {
         let counted = before.is_some_and(|before| !before.is_removed());
         let counts = !attempt.state.is_removed();
+        if !attempt.state.is_live() {
+            self.sending.remove(&attempt.id);
+        }
         let open = self.open.entry(attempt.id.run()).or_default();
         match (counted, counts) {
             (false, true) => open.attempts += 1,
@@ -169,6 +175,31 @@ impl Index {
         if counted || counts {
             self.pool.hold(worker, attempt.worker, attempt.id, held);
         }
+    }
+
+    /// A worker says of a live attempt that only sending is left to do (`since` is now), or that it is not.
+    pub(crate) fn attempt_sends(
+        &mut self,
+        job: &Job,
+        attempt: AttemptId,
+        since: Option<Timestamp>,
+        attempts: &BTreeMap<AttemptId, Attempt>,
+        settings: &Settings,
+    ) {
+        if self.sending.contains_key(&attempt) == since.is_some() {
+            return;
+        }
+        match since {
+            Some(since) => self.sending.insert(attempt, since),
+            None => self.sending.remove(&attempt),
+        };
+        let due = self.due(job, self.queue.is_delayed(job.id), attempts, settings);
+        self.timers.set(Due::Job(job.id), due);
+    }
+
+    /// Whether only sending is left to do for a live attempt.
+    pub(crate) fn sends(&self, attempt: AttemptId) -> bool {
+        self.sending.contains_key(&attempt)
     }
 
     /// The part in which this differs from what the state implies.
@@ -219,6 +250,11 @@ impl Index {
             JobState::Queued { since, not_before } => {
                 Some((*since).max(*not_before).max(listening) + job.spec.queue_timeout_ms)
             }
+            JobState::Assigned { attempt, .. } | JobState::Running { attempt, .. }
+                if self.sends(*attempt) =>
+            {
+                self.sent_by(*attempt, settings)
+            }
             JobState::Assigned { attempt, .. } => {
                 let placed_at = attempts.get(attempt)?.placed_at;
                 Some(heard_out(placed_at + settings.prepare_limit_ms, placed_at))
@@ -227,11 +263,16 @@ impl Index {
                 let limit = Millis(job.spec.timeout_ms.0.saturating_add(settings.limit_slack_ms.0));
                 Some(heard_out(*started + limit, *started))
             }
-            JobState::Stopping { deadline, .. } => {
-                Some((*deadline).max(retry::stop_deadline(settings, listening)))
+            JobState::Stopping { attempt, deadline, .. } => {
+                let deadline = (*deadline).max(retry::stop_deadline(settings, listening));
+                Some(self.sent_by(*attempt, settings).map_or(deadline, |sent_by| sent_by.max(deadline)))
             }
             JobState::Waiting | JobState::Finished { .. } => None,
         }
+    }
+
+    fn sent_by(&self, attempt: AttemptId, settings: &Settings) -> Option<Timestamp> {
+        self.sending.get(&attempt).map(|since| *since + settings.send_limit_ms)
     }
 
     /// A run left the state.

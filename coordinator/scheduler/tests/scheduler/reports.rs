@@ -272,3 +272,61 @@ fn a_worker_of_which_nothing_is_known_is_rejected() {
     let stranger = WorkerId(99);
     assert_eq!(farm.call(stranger, &[]), Reply::Rejected(Rejection::NoWorker(stranger)));
 }
+
+/// A coordinator whose disk was full took no artifacts: the job was stopped for its time limit although its steps
+/// had passed, and then its worker for not obeying.
+#[test]
+fn no_limit_of_a_job_applies_while_its_attempt_only_sends() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    let run = farm.run(vec![job("a"), job("b"), job("c")]);
+    let [a, b, c] = [0, 1, 2].map(|index| run.job(index).attempt(1));
+    farm.sync(worker, &[farm.runs(a, 0), farm.runs(b, 0), farm.preparing(c)]);
+    farm.decide(Input::CancelJob { job: run.job(1), by: "by admin".into() });
+    let sending = [a, b, c].map(|attempt| farm.report(attempt, AttemptProgress::Sending));
+    for _ in 0..600 {
+        let response = farm.sync(worker, &sending);
+        assert_eq!(response.stop, [], "nothing runs that could be stopped");
+        farm.pass(10_000);
+    }
+    let are = [0, 1, 2].map(|index| farm.is(run.job(index)));
+    assert_eq!(are, ["running", "stopping", "assigned"]);
+    let ends = [a, b, c].map(|attempt| farm.ended(attempt, Outcome::Passed, true));
+    farm.sync(worker, &ends);
+    let outcomes = [0, 1, 2].map(|index| farm.outcome(run.job(index)));
+    assert_eq!(outcomes, [Outcome::Passed, Outcome::Cancelled { by: "by admin".into() }, Outcome::Passed]);
+}
+
+#[test]
+fn an_attempt_that_sends_for_ever_is_given_up_as_the_farms_fault() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    let run = farm.run(vec![job("a")]);
+    let attempt = run.job(0).attempt(1);
+    farm.sync(worker, &[farm.runs(attempt, 0)]);
+    let sending = [farm.report(attempt, AttemptProgress::Sending)];
+    for _ in 0..6 * 360 {
+        farm.sync(worker, &sending);
+        farm.pass(10_000);
+    }
+    let response = farm.sync(worker, &sending);
+    assert_eq!(response.stop.iter().map(|stop| &stop.cause).collect::<Vec<_>>(), [&StopCause::Revoked]);
+    farm.sync(worker, &[farm.ended(attempt, infra(InfraCause::Worker), true)]);
+    assert_eq!(farm.is(run.job(0)), "queued", "it is tried again");
+}
+
+#[test]
+fn a_limit_counts_again_for_an_attempt_that_does_not_send_after_all() {
+    let mut farm = Farm::new();
+    let worker = farm.worker("");
+    let run = farm.run(vec![job("a")]);
+    let attempt = run.job(0).attempt(1);
+    farm.sync(worker, &[farm.runs(attempt, 0)]);
+    farm.sync(worker, &[farm.report(attempt, AttemptProgress::Sending)]);
+    for _ in 0..240 {
+        farm.sync(worker, &[farm.runs(attempt, 0)]);
+        farm.pass(10_000);
+    }
+    farm.sync(worker, &[farm.runs(attempt, 0)]);
+    assert_eq!(farm.is(run.job(0)), "stopping");
+}

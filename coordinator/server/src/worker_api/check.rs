@@ -78,7 +78,10 @@ pub(crate) fn sync(request: &mut SyncRequest) -> ApiResult<()> {
 
 fn report(report: &mut AttemptReport) {
     match &mut report.state {
-        AttemptProgress::Preparing | AttemptProgress::Running { .. } | AttemptProgress::Stopping => {}
+        AttemptProgress::Preparing
+        | AttemptProgress::Running { .. }
+        | AttemptProgress::Stopping
+        | AttemptProgress::Sending => {}
         AttemptProgress::Ended { report, removed: _ } => report.cut_down(),
     }
 }

@@ -82,7 +82,7 @@ impl Farm {
             }
             report.state = match &report.state {
                 AttemptProgress::Preparing => AttemptProgress::Running { for_ms: Millis(0) },
-                AttemptProgress::Running { .. } | AttemptProgress::Stopping => {
+                AttemptProgress::Running { .. } | AttemptProgress::Stopping | AttemptProgress::Sending => {
                     let report = Box::new(super::sample::report(self.end()));
                     AttemptProgress::Ended { report, removed: self.dice.roll(2) == 0 }
                 }

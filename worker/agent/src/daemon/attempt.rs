@@ -179,6 +179,7 @@ impl Shared {
         match self.carry_out(order, orders.clone(), &mut log, &client).await {
             Finished::Left(exit) => Worked::Left(exit),
             Finished::Report(report) => {
+                self.tell(Event::Judged { attempt: order.attempt }).await;
                 log.end.send_modify(|end| end.closed = true);
                 self.send_rest(order.attempt, *report, sending, orders).await
             }
@@ -379,5 +380,9 @@ impl Supervisor for Place<'_> {
 
     async fn started(&self) {
         self.shared.tell(Event::Started { attempt: self.order.attempt }).await;
+    }
+
+    async fn judged(&self) {
+        self.shared.tell(Event::Judged { attempt: self.order.attempt }).await;
     }
 }

@@ -84,6 +84,8 @@ pub trait Supervisor: Send + Sync {
     async fn may_start(&self) -> bool;
     /// Its first step began.
     async fn started(&self);
+    /// Its end is judged; only sending is left to do.
+    async fn judged(&self) {}
 }
 
 /// What an attempt is told. Only the newest state counts.
@@ -364,6 +366,7 @@ impl Executor {
             report.outcome = worker_disk("the workspace was lost before its artifacts were kept");
             return report;
         };
+        assignment.supervisor.judged().await;
         let mut told = assignment.orders.clone();
         let (folder, store) = (workspace.workspace(), assignment.artifacts);
         let kept = tokio::select! {
