@@ -272,9 +272,11 @@ async fn rules_come_back_and_names_resolve() {
     let egress = closed(&ground, &[]).await;
     let bridge = format!("byd-{}", ground.name().short());
     let chain = bridge.to_uppercase();
+    assert!(egress.is_closed().await.expect("a look"));
     // As a firewall does that is reloaded.
     assert!(run(&format!("iptables -w 10 -t raw -D PREROUTING -i {bridge} -j {chain}")));
     assert!(run(&format!("iptables -w 10 -t raw -F {chain}")));
+    assert!(!egress.is_closed().await.expect("a look"));
     let host = Counter::on(TcpListener::bind("0.0.0.0:0").expect("bind"));
     let gateway: Ipv4Addr = egress.subnet().replace(".0/24", ".1").parse().expect("an address");
     let place = (gateway, host.address.port()).into();

@@ -192,6 +192,12 @@ impl Farm {
         format!("byd-{}", self.ground.name().short())
     }
 
+    /// From now on no name server knows the coordinator's address.
+    pub(crate) fn lose_the_coordinator(&mut self) {
+        // Too long for a name, so that none is asked.
+        self.executor.egress = Egress::new(Some(&format!("http://{}.invalid:7317", "x".repeat(300))));
+    }
+
     /// Takes it away, rules and all.
     pub(crate) async fn remove_network(&self) {
         EgressNetwork::remove(self.engine(), &self.ground.name()).await.unwrap();

@@ -89,3 +89,28 @@ async fn a_network_that_somebody_cleaned_up_is_made_anew() {
     assert!(farm.output().contains("default via"), "{}", farm.output());
     farm.remove_network().await;
 }
+
+#[tokio::test]
+async fn no_job_gets_out_while_it_is_not_known_what_to_close() {
+    let Some(farm) = Farm::new("echo began").await else { return };
+    let mut farm = farm.outwards();
+    farm.lose_the_coordinator();
+    let report = farm.run().await;
+    let outcome = report.outcome.to_string();
+    assert!(outcome.starts_with("infra") && outcome.contains("the coordinator's address"), "{outcome}");
+    assert!(!farm.output().contains("began"), "{}", farm.output());
+    farm.remove_network().await;
+}
+
+/// What an earlier process of the worker closed stays closed, and what runs behind it goes on.
+#[tokio::test]
+async fn a_job_goes_on_behind_rules_of_before_a_restart() {
+    let Some(farm) = Farm::new("until [ -e go ]; do echo waits; sleep 0.02; done").await else { return };
+    let mut farm = farm.outwards();
+    farm.killed_after(1, false).await;
+    farm.lose_the_coordinator();
+    farm.killed_after(100, true).await;
+    farm.give_file("go");
+    assert_eq!(farm.resume().await.outcome, Outcome::Passed, "{}", farm.output());
+    farm.remove_network().await;
+}

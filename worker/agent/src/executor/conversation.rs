@@ -581,7 +581,7 @@ async fn watch_network(executor: &Executor, network: NetworkMode) {
         NetworkMode::None | NetworkMode::Host => return std::future::pending().await,
     }
     loop {
-        if let Err(error) = executor.egress.hold(&*executor.engine, &executor.instance).await {
+        if let Err(error) = executor.egress.hold(&executor.instance).await {
             let error = outcome::in_one_sentence(&error);
             tracing::error!(error, "the network of jobs cannot be kept closed towards the farm");
             return;

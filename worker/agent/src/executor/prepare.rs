@@ -252,7 +252,7 @@ impl Executor {
         loop {
             let network = self.egress.network(&*self.engine, &self.instance).await?;
             let start = self.create_and_start(spec.clone(), tracker);
-            let close = async { self.egress.close(&network).await.map_err(PrepareError::Network) };
+            let close = async { self.egress.close(&self.instance).await.map_err(PrepareError::Network) };
             let (started, closed) = tokio::join!(start, close);
             match started {
                 // Somebody cleaned up the networks that no container is on.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::{EgressNetwork, NetworkError};
+use super::{EgressNetwork, NetworkError, bridge_of, rules, set_rules};
 use crate::engine::{Engine, Instance};
 
 /// How often the rules are set again while attempts run.
@@ -57,19 +57,26 @@ impl Egress {
         }
     }
 
-    /// Sets the rules of a network. No job may be on it before they were.
-    pub async fn close(&self, network: &EgressNetwork) -> Result<(), NetworkError> {
-        self.set(&mut *self.state.lock().await, network).await
+    /// Sets the rules of the network, which need not be there yet. No job may be on it before they were.
+    pub async fn close(&self, instance: &Instance) -> Result<(), NetworkError> {
+        self.set(&mut *self.state.lock().await, instance).await
     }
 
     /// Sees to it that the rules were set within the last [`HOLD_EVERY`]. However many attempts ask, it is done once.
-    pub async fn hold(&self, engine: &dyn Engine, instance: &Instance) -> Result<(), NetworkError> {
-        let network = self.network(engine, instance).await?;
+    /// Asks nothing of the engine, which may be away while jobs go on.
+    pub async fn hold(&self, instance: &Instance) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
         if state.set.is_some_and(|set| set.elapsed() < HOLD_EVERY) {
             return Ok(());
         }
-        self.set(&mut state, &network).await
+        match self.set(&mut state, instance).await {
+            // An earlier process of this worker knew the address, and what it closed still is.
+            Err(NetworkError::Coordinator { .. }) if rules::are_set(&bridge_of(instance)).await? => {
+                state.set = Some(Instant::now());
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// The engine does not know the network any more: the next attempt makes it anew.
@@ -82,10 +89,10 @@ impl Egress {
         self.state.lock().await.network.is_some()
     }
 
-    async fn set(&self, state: &mut State, network: &EgressNetwork) -> Result<(), NetworkError> {
+    async fn set(&self, state: &mut State, instance: &Instance) -> Result<(), NetworkError> {
         self.look_up(state).await?;
         state.set = None;
-        network.set_rules(&state.addresses).await?;
+        set_rules(&bridge_of(instance), &state.addresses).await?;
         state.set = Some(Instant::now());
         Ok(())
     }

@@ -120,13 +120,12 @@ impl EgressNetwork {
     /// Sets the rules, whatever is left of earlier ones. Safe while attempts run. `coordinator` lists the addresses of
     /// the coordinator; any address of this host is closed anyway.
     pub async fn set_rules(&self, coordinator: &[SocketAddr]) -> Result<(), NetworkError> {
-        let rules = Rules {
-            bridge: self.bridge.clone(),
-            coordinator: coordinator.to_vec(),
-            resolvers: rules::resolvers(),
-        };
-        rules.set().await?;
-        turn_off_ipv6(&self.bridge)
+        set_rules(&self.bridge, coordinator).await
+    }
+
+    /// Whether rules are set.
+    pub async fn is_closed(&self) -> Result<bool, NetworkError> {
+        rules::are_set(&self.bridge).await
     }
 
     /// What a container of this network asks of the engine.
@@ -171,6 +170,13 @@ impl EgressNetwork {
         engine.remove_network(&bridge).await?;
         rules::remove(&bridge).await
     }
+}
+
+async fn set_rules(bridge: &str, coordinator: &[SocketAddr]) -> Result<(), NetworkError> {
+    let rules =
+        Rules { bridge: bridge.to_owned(), coordinator: coordinator.to_vec(), resolvers: rules::resolvers() };
+    rules.set().await?;
+    turn_off_ipv6(bridge)
 }
 
 fn isolate_port(port: &Path) -> std::io::Result<()> {

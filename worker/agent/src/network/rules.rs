@@ -74,6 +74,13 @@ impl Rules {
     }
 }
 
+/// Whether the chain of a bridge is there with the rule that matters most, and a way into it.
+pub(super) async fn are_set(bridge: &str) -> Result<bool, NetworkError> {
+    let closes_host =
+        ["-t", "raw", "-C", &chain(bridge), "-m", "addrtype", "--dst-type", "LOCAL", "-j", "DROP"];
+    Ok(Jump::of(bridge).run("-C").await?.0 && iptables(&closes_host).await?.0)
+}
+
 /// Takes away the chain of a bridge and every way into it. Nothing there is fine.
 pub(super) async fn remove(bridge: &str) -> Result<(), NetworkError> {
     let jump = Jump::of(bridge);
