@@ -10,10 +10,13 @@
 mod attempt;
 mod calls;
 mod offer;
+#[cfg(test)]
+mod over_http;
 mod start;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,6 +136,15 @@ pub async fn serve(
         started = start::start(&config) => started?,
         () = &mut shutdown => return Ok(()),
     };
+    carry_on(config.on_exit, started, shutdown).await
+}
+
+/// Everything behind the start.
+async fn carry_on(
+    on_exit: OnExit,
+    started: start::Started,
+    shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), WorkerError> {
     let start::Started { data, number, client, executor, journal, mirrors, offer, .. } = started;
     let entries: Vec<_> = journal.entries().cloned().collect();
     let (sender, news) = mpsc::channel(NEWS);
@@ -161,9 +173,9 @@ pub async fn serve(
         daemon.begin(entry.order, stage);
     }
     tracing::info!(session = number, attempts = daemon.held.len(), "the worker is ready");
-    let ended = daemon.run(shutdown.as_mut()).await;
+    let ended = daemon.run(shutdown).await;
     let exit = match &ended {
-        Ok(()) => config.on_exit,
+        Ok(()) => on_exit,
         // Nobody asked for an end. What runs may be taken up by the next start, as with a newer version, and what
         // is not, stops itself at the end of its lease.
         Err(_) => OnExit::Leave,
@@ -181,10 +193,7 @@ pub async fn serve(
 }
 
 impl Daemon {
-    async fn run(
-        &mut self,
-        mut shutdown: std::pin::Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<(), WorkerError> {
+    async fn run(&mut self, mut shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<(), WorkerError> {
         loop {
             if self.calls.wants_one() {
                 self.call();
