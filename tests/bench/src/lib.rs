@@ -132,22 +132,20 @@ impl Farm {
 pub fn repository(folder: &Path, pipeline: &str) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("pipeline.toml"), pipeline)?;
-    std::fs::write(folder.join("README"), "A repository for measuring.\n")?;
-    for arguments in [
-        &["init", "--quiet", "--initial-branch=main"][..],
-        &["add", "--all"],
-        &[
-            "-c",
-            "user.name=bench",
-            "-c",
-            "user.email=bench@example.invalid",
-            "commit",
-            "--quiet",
-            "--message=bench",
-        ],
-    ] {
-        let status = Command::new("git").arg("-C").arg(folder).args(arguments).status()?;
-        ensure!(status.success(), "git {arguments:?}");
-    }
+    git(folder, &["init", "--quiet", "--initial-branch=main"])?;
+    commit(folder, "A repository for measuring.")
+}
+
+/// One more commit, as somebody who pushes makes it: coordinator and worker have to fetch it.
+pub fn commit(folder: &Path, words: &str) -> Result<()> {
+    std::fs::write(folder.join("README"), format!("{words}\n"))?;
+    git(folder, &["add", "--all"])?;
+    let who = ["-c", "user.name=bench", "-c", "user.email=bench@example.invalid"];
+    git(folder, &[&who[..], &["commit", "--quiet", "--message=bench"]].concat())
+}
+
+fn git(folder: &Path, arguments: &[&str]) -> Result<()> {
+    let status = Command::new("git").arg("-C").arg(folder).args(arguments).status()?;
+    ensure!(status.success(), "git {arguments:?}");
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use buildyard_test_bench::{Farm, median, report, repository, time_first_byte};
+use buildyard_test_bench::{Farm, commit, median, report, repository, time_first_byte};
 
 /// Jobs of one burst, after the issue that set the target.
 const BURST: usize = 100;
@@ -51,6 +51,8 @@ async fn first_byte(
     let (mut ours, mut peer) = (Vec::new(), Vec::new());
     // The first round of each warms caches that both have: image, mirror, page cache.
     for round in 0..=rounds {
+        // As after a push: the commit is new to coordinator and worker.
+        commit(&checkout, &format!("Round {round}."))?;
         let (docker, _) = time_first_byte(&mut docker_run(image, docker_network, &["echo", "hi"]))?;
         let (run, accepted) = farm.trigger(&checkout).await?;
         let view = farm.passed(run, Duration::from_millis(20)).await?;
