@@ -282,17 +282,15 @@ async fn ensure_admin_token(dir: &DataDir, store: &dyn Store, clock: Clock) -> R
         }
     };
     let hash = secret_hash(&secret);
-    if store.token(&hash).await?.is_none() {
-        let token = Token {
-            hash,
-            name: "admin".to_owned(),
-            kind: TokenKind::Admin,
-            created_at: clock.now(),
-            expires_at: None,
-        };
-        store.add_token(&token).await?;
-    }
-    Ok(())
+    let token = Token {
+        hash,
+        name: "admin".to_owned(),
+        kind: TokenKind::Admin,
+        created_at: clock.now(),
+        expires_at: None,
+    };
+    // Whoever changes the file, or removes it for a new one, wants the old token to be worth nothing.
+    Ok(store.replace_admin_token(&token).await?)
 }
 
 fn read_secret(dir: &DataDir, path: &Path) -> Result<Option<String>, ServeError> {

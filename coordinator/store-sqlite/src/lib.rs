@@ -179,6 +179,10 @@ impl Store for SqliteStore {
         self.write(tokens::Add(token.clone())).await
     }
 
+    async fn replace_admin_token(&self, token: &Token) -> Result<()> {
+        self.write(tokens::ReplaceAdmin(token.clone())).await
+    }
+
     async fn token(&self, hash: &str) -> Result<Option<Token>> {
         self.read("a token", tokens::find(&self.readers, hash).await)
     }

@@ -26,6 +26,25 @@ impl Write for Add {
     }
 }
 
+/// Makes an administrator's token good in the place of others of its name.
+pub(crate) struct ReplaceAdmin(pub(crate) Token);
+
+impl Write for ReplaceAdmin {
+    type Output = ();
+
+    fn during(&self) -> String {
+        format!("replacing the token `{}`", self.0.name)
+    }
+
+    async fn write(&self, conn: &mut SqliteConnection) -> Result<(), Failure> {
+        let Token { hash, name, .. } = &self.0;
+        sqlx::query!("DELETE FROM tokens WHERE worker IS NULL AND name = ? AND hash <> ?", name, hash)
+            .execute(&mut *conn)
+            .await?;
+        put(conn, &self.0).await
+    }
+}
+
 fn token_word(hash: &str, name: &str, worker: Option<&str>, times: (i64, Option<i64>)) -> i64 {
     word("token", hash, &(name, worker, times))
 }

@@ -90,6 +90,7 @@ pub const BEHAVIOURS: &[Behaviour] = behaviours![
     artifacts::an_artifact_that_is_sent_again_is_accepted,
     artifacts::an_artifact_that_contradicts_is_refused,
     tokens::a_token_is_found_by_its_hash,
+    tokens::a_replaced_administrators_token_is_good_no_more,
     tokens::an_invitation_is_used_once_by_twenty_at_once,
     tokens::an_invitation_says_why_it_is_not_good,
     sweeps::what_is_too_old_is_dropped_and_nothing_else,

@@ -289,6 +289,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes a token good.
     async fn add_token(&self, token: &Token) -> Result<()>;
+    /// Makes an administrator's token good, and others of its name no more.
+    async fn replace_admin_token(&self, token: &Token) -> Result<()>;
     /// A token by its hash, invitations excluded.
     async fn token(&self, hash: &str) -> Result<Option<Token>>;
     /// Uses up an invitation: of two calls at once, one is accepted.

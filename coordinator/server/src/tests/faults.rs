@@ -103,6 +103,9 @@ impl Store for Failing {
     async fn artifacts(&self, run: RunId) -> Result<Vec<Artifact>> {
         self.inner.artifacts(run).await
     }
+    async fn replace_admin_token(&self, token: &Token) -> Result<()> {
+        self.inner.replace_admin_token(token).await
+    }
     async fn add_token(&self, token: &Token) -> Result<()> {
         self.inner.add_token(token).await
     }

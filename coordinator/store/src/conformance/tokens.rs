@@ -44,6 +44,25 @@ pub(super) async fn a_token_is_found_by_its_hash(maker: &dyn Maker) {
     }
 }
 
+pub(super) async fn a_replaced_administrators_token_is_good_no_more(maker: &dyn Maker) {
+    let store = maker.fresh().await;
+    let named = |hash| Token { name: "admin".into(), ..token(hash, TokenKind::Admin) };
+    let (first, second) = (named("aa"), named("bb"));
+    let other = Token { name: "release robot".into(), ..token("cc", TokenKind::Admin) };
+    let worker = Token { name: "admin".into(), ..token("dd", TokenKind::Worker(WorkerId(7))) };
+    for token in [&first, &other, &worker] {
+        store.add_token(token).await.unwrap();
+    }
+    for _ in 0..2 {
+        store.replace_admin_token(&second).await.unwrap();
+        let found = store.token("aa").await.unwrap();
+        assert_eq!(found, None, "whoever has the old one is nobody");
+        for kept in [&second, &other, &worker] {
+            assert_eq!(store.token(&kept.hash).await.unwrap().as_ref(), Some(kept));
+        }
+    }
+}
+
 pub(super) async fn an_invitation_is_used_once_by_twenty_at_once(maker: &dyn Maker) {
     let store = maker.fresh().await;
     for round in 0..5 {
