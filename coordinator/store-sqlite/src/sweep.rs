@@ -35,22 +35,28 @@ impl Write for Sweep {
         // What this epoch's sweeps named before is deleted by now.
         sqlx::query!("DELETE FROM garbage WHERE epoch = ?", epoch).execute(&mut *conn).await?;
 
-        let old_runs = runs_to_drop(conn, int(self.policy.runs_before.0), limit).await?;
+        let artifacts_before = int(self.policy.artifacts_before.0);
+        let expired = expired_artifacts(conn, artifacts_before, limit).await?;
+        let mut reached = expired.len() as i64 >= limit;
+        let mut blobs = drop_artifacts_by_id(conn, expired).await?;
+        let old_runs = runs_to_drop(conn, int(self.policy.runs_before.0), artifacts_before, limit).await?;
         let no_logs = runs_to_strip(conn, int(self.policy.logs_before.0), limit).await?;
-        let mut logs = left_over(conn, LOG).await?;
+        reached |= old_runs.len() as i64 >= limit || no_logs.len() as i64 >= limit;
+
+        let (mut logs, all_logs) = left_over(conn, LOG).await?;
         logs.extend(drop_logs(conn, &no_logs).await?);
         logs.extend(drop_logs(conn, &old_runs).await?);
-
-        let mut blobs = left_over(conn, BLOB).await?;
-        blobs.extend(drop_expired(conn, int(self.policy.artifacts_before.0), limit).await?);
+        let (old_blobs, all_blobs) = left_over(conn, BLOB).await?;
+        blobs.extend(old_blobs);
         blobs.extend(drop_artifacts(conn, &old_runs).await?);
         drop_runs(conn, &old_runs).await?;
-        drop_farm_events(conn, int(self.policy.runs_before.0), limit).await?;
+        let farm_events = drop_farm_events(conn, int(self.policy.runs_before.0), limit).await?;
 
         logs.sort_unstable();
         logs.dedup();
         let blobs = unused_blobs(&mut *conn, blobs).await?;
-        let swept = Swept { runs: old_runs.len() as u64, log_objects: logs, blobs };
+        let more = reached || !all_logs || !all_blobs || farm_events >= limit as u64;
+        let swept = Swept { runs: old_runs.len() as u64, log_objects: logs, blobs, more };
         remember(conn, LOG, &swept.log_objects, epoch).await?;
         remember(conn, BLOB, &swept.blobs, epoch).await?;
         Ok(swept)
@@ -61,14 +67,22 @@ fn json<T: serde::Serialize>(values: &T) -> String {
     serde_json::to_string(values).expect("lists of texts and numbers are JSON")
 }
 
-/// A run whose attempts are not all removed is still the scheduler's.
-async fn runs_to_drop(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<Vec<i64>, Failure> {
+/// A run whose attempts are not all removed is still the scheduler's, and one that kept something for longer
+/// stays as long: people find it by its run.
+async fn runs_to_drop(
+    conn: &mut SqliteConnection,
+    before: i64,
+    artifacts_before: i64,
+    limit: i64,
+) -> Result<Vec<i64>, Failure> {
     let ids = sqlx::query_scalar!(
         r#"SELECT id FROM runs
-           WHERE final_ms < ? AND NOT EXISTS
-               (SELECT 1 FROM attempts WHERE run = runs.id AND state_name <> 'removed')
-           ORDER BY final_ms LIMIT ?"#,
+           WHERE final_ms < ?1
+               AND NOT EXISTS (SELECT 1 FROM attempts WHERE run = runs.id AND state_name <> 'removed')
+               AND NOT EXISTS (SELECT 1 FROM artifacts WHERE run = runs.id AND expires_ms >= ?2)
+           ORDER BY final_ms LIMIT ?3"#,
         before,
+        artifacts_before,
         limit
     );
     Ok(ids.fetch_all(conn).await?)
@@ -103,16 +117,19 @@ async fn drop_logs(conn: &mut SqliteConnection, runs: &[i64]) -> Result<Vec<Stri
     Ok(objects)
 }
 
-/// Contents of the files of expired artifacts, which are gone afterwards.
-async fn drop_expired(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<Vec<String>, Failure> {
+async fn expired_artifacts(
+    conn: &mut SqliteConnection,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<i64>, Failure> {
     let expired = sqlx::query_scalar!(
         "SELECT id FROM artifacts WHERE expires_ms < ? ORDER BY expires_ms LIMIT ?",
         before,
         limit
     )
-    .fetch_all(&mut *conn)
+    .fetch_all(conn)
     .await?;
-    drop_artifacts_by_id(conn, expired).await
+    Ok(expired)
 }
 
 async fn drop_artifacts(conn: &mut SqliteConnection, runs: &[i64]) -> Result<Vec<String>, Failure> {
@@ -127,6 +144,7 @@ async fn drop_artifacts(conn: &mut SqliteConnection, runs: &[i64]) -> Result<Vec
     drop_artifacts_by_id(conn, ids).await
 }
 
+/// Contents of the files of artifacts, which are gone afterwards.
 async fn drop_artifacts_by_id(conn: &mut SqliteConnection, ids: Vec<i64>) -> Result<Vec<String>, Failure> {
     if ids.is_empty() {
         return Ok(Vec::new());
@@ -158,9 +176,9 @@ async fn drop_runs(conn: &mut SqliteConnection, runs: &[i64]) -> Result<(), Fail
     Ok(())
 }
 
-/// Events of no run are kept as long as runs are.
-async fn drop_farm_events(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<(), Failure> {
-    sqlx::query!(
+/// Events of no run are kept as long as runs are. Gives how many went.
+async fn drop_farm_events(conn: &mut SqliteConnection, before: i64, limit: i64) -> Result<u64, Failure> {
+    let dropped = sqlx::query!(
         r#"DELETE FROM events WHERE sequence IN
                (SELECT sequence FROM events WHERE run IS NULL AND at_ms < ? ORDER BY at_ms LIMIT ?)"#,
         before,
@@ -168,11 +186,11 @@ async fn drop_farm_events(conn: &mut SqliteConnection, before: i64, limit: i64) 
     )
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(dropped.rows_affected())
 }
 
-/// Takes up what earlier epochs named, and perhaps did not delete.
-async fn left_over(conn: &mut SqliteConnection, kind: &str) -> Result<Vec<String>, Failure> {
+/// Takes up what earlier epochs named, and perhaps did not delete. Says whether that was all.
+async fn left_over(conn: &mut SqliteConnection, kind: &str) -> Result<(Vec<String>, bool), Failure> {
     let objects = sqlx::query!(
         r#"DELETE FROM garbage
            WHERE kind = ?1 AND object IN (SELECT object FROM garbage WHERE kind = ?1 LIMIT ?2)
@@ -183,7 +201,9 @@ async fn left_over(conn: &mut SqliteConnection, kind: &str) -> Result<Vec<String
     let rows = objects.fetch_all(conn).await?;
     // A changed name may be that of another object, which is in use.
     let sound = |object: &str, seal| check("garbage", object, &kind, seal).is_ok();
-    Ok(rows.into_iter().filter(|row| sound(&row.object, row.seal)).map(|row| row.object).collect())
+    let all = (rows.len() as i64) < LEFT_OVER;
+    let objects = rows.into_iter().filter(|row| sound(&row.object, row.seal)).map(|row| row.object);
+    Ok((objects.collect(), all))
 }
 
 /// The contents that no artifact names.

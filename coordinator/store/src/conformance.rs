@@ -97,6 +97,7 @@ pub const BEHAVIOURS: &[Behaviour] = behaviours![
     sweeps::numbers_are_not_given_again_after_a_sweep,
     sweeps::a_run_that_is_not_over_is_never_dropped,
     sweeps::a_sweep_is_bounded,
+    sweeps::a_run_stays_as_long_as_what_it_made,
     sweeps::logs_go_before_their_runs,
     sweeps::contents_that_are_shared_stay,
     sweeps::contents_in_use_are_told_from_the_rest,

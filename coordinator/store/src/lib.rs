@@ -219,7 +219,8 @@ pub struct RunQuery {
 /// How long things are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionPolicy {
-    /// Runs that were final before this are dropped with their jobs, attempts, logs and artifacts.
+    /// Runs that were final before this are dropped with their jobs, attempts, logs and artifacts, unless one of
+    /// their artifacts is still to be kept.
     pub runs_before: Timestamp,
     /// Logs of runs that were final before this are dropped.
     pub logs_before: Timestamp,
@@ -240,6 +241,8 @@ pub struct Swept {
     pub log_objects: Vec<String>,
     /// Hashes of artifact contents.
     pub blobs: Vec<String>,
+    /// Whether a limit was reached, so that more may be due.
+    pub more: bool,
 }
 
 /// The coordinator's memory. Every change is durable when its call returns.

@@ -9,7 +9,7 @@ use buildyard_types::{RunId, Timestamp};
 use super::Maker;
 use super::artifacts::{artifact, file};
 use super::sample::*;
-use crate::{LogState, RetentionPolicy, RunQuery, Store, Swept};
+use crate::{Artifact, LogState, RetentionPolicy, RunQuery, Store, Swept};
 
 /// Takes runs, logs and artifacts from before these times.
 fn before(runs: u64, logs: u64, artifacts: u64) -> RetentionPolicy {
@@ -21,7 +21,7 @@ fn before(runs: u64, logs: u64, artifacts: u64) -> RetentionPolicy {
     }
 }
 
-/// Runs with a log and an artifact each: run 1 is over at 1,000, run 2 at 2,000 and so on.
+/// Runs with a log and an artifact each: run 1 is over, and its artifact expires, at 1,000, run 2 at 2,000 and so on.
 async fn with_runs(maker: &dyn Maker, count: u64) -> Arc<dyn Store> {
     let store = maker.fresh().await;
     let epoch = commit(&*store, (1..=count).flat_map(live_run).collect()).await;
@@ -30,6 +30,7 @@ async fn with_runs(maker: &dyn Maker, count: u64) -> Arc<dyn Store> {
         store.append_log(by(number), &chunk(number, 10, 10)).await.unwrap();
         store.finish_log(by(number), 20, "aa").await.unwrap();
         let kept = artifact(number, "bin", vec![file("a", number), file("shared", 99)]);
+        let kept = Artifact { expires_at: Timestamp(number * 1_000), ..kept };
         store.put_artifact(by(number), &kept).await.unwrap();
         let mut end = batch(over(number, number * 1_000));
         end.events = vec![event(Some(number), "over")];
@@ -53,13 +54,14 @@ fn content(number: u64) -> String {
 
 pub(super) async fn what_is_too_old_is_dropped_and_nothing_else(maker: &dyn Maker) {
     let store = with_runs(maker, 3).await;
-    let nothing = store.sweep(&before(1_000, 1_000, 9_000)).await.unwrap();
+    let nothing = store.sweep(&before(1_000, 1_000, 1_000)).await.unwrap();
     assert_eq!(nothing, Swept::default());
-    let swept = store.sweep(&before(2_001, 0, 0)).await.unwrap();
+    let swept = store.sweep(&before(2_001, 0, 2_001)).await.unwrap();
     let expected = Swept {
         runs: 2,
         log_objects: [objects(1), objects(2)].concat(),
         blobs: vec![content(1), content(2)],
+        more: false,
     };
     assert_eq!(swept, expected);
     let store = maker.reopen(store).await;
@@ -111,16 +113,26 @@ pub(super) async fn a_run_that_is_not_over_is_never_dropped(maker: &dyn Maker) {
 
 pub(super) async fn a_sweep_is_bounded(maker: &dyn Maker) {
     let store = with_runs(maker, 7).await;
-    let policy = RetentionPolicy { batch: 3, ..before(9_000, 0, 0) };
+    let policy = RetentionPolicy { batch: 3, ..before(9_000, 0, 9_000) };
     let mut dropped = Vec::new();
     for left in [vec![7, 6, 5, 4], vec![7], vec![]] {
         let swept = store.sweep(&policy).await.unwrap();
         assert!(swept.runs <= 3);
+        assert_eq!(swept.more, swept.runs == 3, "whoever asks goes on where a limit was reached");
         dropped.push(swept.runs);
         assert_eq!(runs(&*store).await, left, "the oldest go first");
     }
     assert_eq!(dropped, [3, 3, 1]);
     assert_eq!(store.sweep(&policy).await.unwrap(), Swept::default());
+}
+
+pub(super) async fn a_run_stays_as_long_as_what_it_made(maker: &dyn Maker) {
+    let store = with_runs(maker, 3).await;
+    let swept = store.sweep(&before(9_000, 0, 2_000)).await.unwrap();
+    assert_eq!((swept.runs, runs(&*store).await), (1, vec![3, 2]));
+    assert_eq!(store.artifacts(RunId(2)).await.unwrap().len(), 1);
+    let swept = store.sweep(&before(9_000, 0, 2_001)).await.unwrap();
+    assert_eq!((swept.runs, runs(&*store).await), (1, vec![3]));
 }
 
 pub(super) async fn logs_go_before_their_runs(maker: &dyn Maker) {
@@ -132,17 +144,17 @@ pub(super) async fn logs_go_before_their_runs(maker: &dyn Maker) {
     assert_eq!(store.artifacts(RunId(1)).await.unwrap().len(), 1);
     assert_eq!(store.sweep(&before(0, 1_001, 0)).await.unwrap(), Swept::default());
     // The run goes later, and its log is not named again.
-    let swept = store.sweep(&before(1_001, 1_001, 0)).await.unwrap();
-    assert_eq!(swept, Swept { runs: 1, log_objects: Vec::new(), blobs: vec![content(1)] });
+    let swept = store.sweep(&before(1_001, 1_001, 1_001)).await.unwrap();
+    assert_eq!(swept, Swept { runs: 1, blobs: vec![content(1)], ..Swept::default() });
 }
 
 pub(super) async fn contents_that_are_shared_stay(maker: &dyn Maker) {
     let store = with_runs(maker, 3).await;
-    let swept = store.sweep(&before(2_001, 0, 0)).await.unwrap();
+    let swept = store.sweep(&before(2_001, 0, 2_001)).await.unwrap();
     assert!(!swept.blobs.contains(&content(99)), "run 3 still has it");
-    // Artifacts expire by their own time, which is 9,000.
-    assert_eq!(store.sweep(&before(0, 0, 9_000)).await.unwrap(), Swept::default());
-    let swept = store.sweep(&before(0, 0, 9_001)).await.unwrap();
+    // Artifacts expire by their own time.
+    assert_eq!(store.sweep(&before(0, 0, 3_000)).await.unwrap(), Swept::default());
+    let swept = store.sweep(&before(0, 0, 3_001)).await.unwrap();
     assert_eq!(swept, Swept { blobs: vec![content(3), content(99)], ..Swept::default() });
     assert!(store.artifacts(RunId(3)).await.unwrap().is_empty());
     assert_eq!(runs(&*store).await, [3]);
@@ -151,13 +163,13 @@ pub(super) async fn contents_that_are_shared_stay(maker: &dyn Maker) {
 pub(super) async fn what_a_crash_kept_from_being_deleted_is_named_again(maker: &dyn Maker) {
     let store = with_runs(maker, 2).await;
     store.finish_log(by(2), 20, "aa").await.unwrap_err();
-    let policy = before(1_001, 0, 0);
+    let policy = before(1_001, 0, 1_001);
     let first = store.sweep(&policy).await.unwrap();
-    assert_eq!(first, Swept { runs: 1, log_objects: objects(1), blobs: vec![content(1)] });
+    assert_eq!(first, Swept { runs: 1, log_objects: objects(1), blobs: vec![content(1)], more: false });
     // In the same epoch the caller has deleted them.
     assert_eq!(store.sweep(&policy).await.unwrap(), Swept::default());
 
-    let swept = store.sweep(&before(2_001, 0, 0)).await.unwrap();
+    let swept = store.sweep(&before(2_001, 0, 2_001)).await.unwrap();
     assert_eq!(swept.blobs, [content(2), content(99)]);
     let store = maker.reopen(store).await;
     let epoch = store.begin_epoch().await.unwrap();
@@ -165,7 +177,7 @@ pub(super) async fn what_a_crash_kept_from_being_deleted_is_named_again(maker: &
     store.commit(epoch, &batch(live_run(3))).await.unwrap();
     store.put_artifact(by(3), &artifact(3, "bin", vec![file("again", 99)])).await.unwrap();
     let again = store.sweep(&policy).await.unwrap();
-    assert_eq!(again, Swept { runs: 0, log_objects: objects(2), blobs: vec![content(2)] });
+    assert_eq!(again, Swept { runs: 0, log_objects: objects(2), blobs: vec![content(2)], more: false });
     assert_eq!(store.sweep(&policy).await.unwrap(), Swept::default());
 }
 
@@ -176,7 +188,7 @@ pub(super) async fn contents_in_use_are_told_from_the_rest(maker: &dyn Maker) {
         |found: Vec<String>| found.into_iter().filter(|hash| !hash.is_empty()).collect::<BTreeSet<_>>();
     let found = store.unused_blobs(&asked).await.unwrap();
     assert_eq!(unused(found), BTreeSet::from([content(7)]));
-    store.sweep(&before(1_001, 0, 0)).await.unwrap();
+    store.sweep(&before(1_001, 0, 1_001)).await.unwrap();
     let found = store.unused_blobs(&asked).await.unwrap();
     assert_eq!(unused(found), BTreeSet::from([content(1), content(7)]));
     assert!(store.unused_blobs(&[]).await.unwrap().is_empty());
