@@ -41,6 +41,8 @@ pub(crate) struct App {
     pub(crate) clock: Clock,
     pub(crate) epoch: Epoch,
     pub(crate) started: Timestamp,
+    /// The newest event that was on record at the start.
+    pub(crate) newest_at_start: Option<Timestamp>,
     pub(crate) dir: Arc<DataDir>,
     /// True from the moment at which the process begins to end.
     pub(crate) closing: watch::Receiver<bool>,

@@ -270,7 +270,11 @@ impl Blobs {
     /// Removes a file that [`Blobs::older_than`] named, and its folder if that is empty then.
     pub(crate) fn remove_file(&self, path: &str) -> io::Result<()> {
         let path = self.root.join(path);
-        std::fs::remove_file(&path)?;
+        match std::fs::remove_file(&path) {
+            // Somebody else dropped it since it was named.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed?,
+        }
         if let Some(folder) = path.parent() {
             // Not empty is the usual case and no error.
             let _ = std::fs::remove_dir(folder);
@@ -357,6 +361,8 @@ mod tests {
         assert_eq!(blobs.content_length(&other).await.unwrap(), None);
         let left = blobs.older_than("artifacts", Duration::ZERO, 100).unwrap();
         assert_eq!(left.len(), 1, "nothing staged is left behind: {left:?}");
+        blobs.remove_file(&left[0]).unwrap();
+        blobs.remove_file(&left[0]).unwrap();
     }
 
     #[tokio::test]

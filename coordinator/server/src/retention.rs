@@ -17,8 +17,14 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 const LOOK: Duration = Duration::from_secs(60);
 /// Below the watermark sweeps come this often; what is too old may be all that fills the disk.
 const LOW_EVERY: Millis = Millis::from_mins(5);
-/// The search for objects that no row names reads every folder.
+/// The search for objects that no row names reads every folder; so do the mirrors' repacking and pruning.
 const ORPHANS_EVERY: Millis = Millis::from_mins(24 * 60);
+/// The first search begins so long after the start, which a farm that is started anew each day reaches, too.
+const ORPHANS_FIRST: Millis = Millis::from_mins(10);
+/// A clock that stands so far beyond the newest event at the start may be wrong,
+const LEAP: Millis = Millis::from_mins(7 * 24 * 60);
+/// and what is dropped does not come back: people get this long to see the warning.
+const DOUBT: Millis = Millis::from_mins(6 * 60);
 /// An object without a row is being uploaded, or its worker died; after this long it is the latter.
 const ORPHAN_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// A content may be uploaded again just when its last artifact is dropped; that must not cost the new one.
@@ -34,9 +40,19 @@ const PAGE: u32 = 4_096;
 pub(crate) async fn sweep_task(app: Arc<App>) {
     let mut closing = app.closing.clone();
     let mut last = Timestamp(0);
-    let mut last_orphans = app.clock.now();
+    let mut next_orphans = app.clock.now() + ORPHANS_FIRST;
     loop {
         let now = app.clock.now();
+        if let Some(why) = doubt(&app, now) {
+            if last == Timestamp(0) {
+                tracing::warn!(why, "nothing is dropped for now");
+                last = now;
+            }
+            tokio::select! {
+                () = closed(&mut closing) => return,
+                () = tokio::time::sleep(LOOK) => continue,
+            }
+        }
         let every = match app.disk_low() {
             None => app.config.retention.sweep_every_ms,
             Some(why) => {
@@ -50,8 +66,8 @@ pub(crate) async fn sweep_task(app: Arc<App>) {
                 tracing::warn!(error = %chain(&*error), "a sweep was not finished");
             }
         }
-        if now.since(last_orphans) >= ORPHANS_EVERY {
-            last_orphans = now;
+        if now >= next_orphans {
+            next_orphans = now + ORPHANS_EVERY;
             if let Err(error) = sweep_orphans(&app, ORPHAN_AGE).await {
                 tracing::warn!(error = %chain(&*error), "the search for orphans was not finished");
             }
@@ -61,6 +77,23 @@ pub(crate) async fn sweep_task(app: Arc<App>) {
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// Why the clock is not trusted with dropping things, as a sentence for people.
+pub(crate) fn doubt(app: &App, now: Timestamp) -> Option<String> {
+    doubt_of(app.newest_at_start?, app.started, now)
+}
+
+fn doubt_of(newest: Timestamp, started: Timestamp, now: Timestamp) -> Option<String> {
+    let (leap, alive) = (started.since(newest), now.since(started));
+    (leap > LEAP && alive < DOUBT).then(|| {
+        let days = leap.0 / (24 * 60 * 60_000);
+        let left = Millis(DOUBT.0 - alive.0);
+        format!(
+            "the clock stands {days} days after the newest event on record: if it is wrong, stop the coordinator \
+             and set it; nothing is dropped for the next {left}"
+        )
+    })
 }
 
 /// Drops what is too old. Rows go first: an object that is left over is found later, a row without its object
@@ -76,7 +109,6 @@ pub(crate) async fn sweep(app: &App, now: Timestamp) -> Result<u64, Failure> {
     let mut runs = 0;
     loop {
         let swept = app.store.sweep(&policy).await?;
-        let nothing = swept.runs == 0 && swept.log_objects.is_empty() && swept.blobs.is_empty();
         for object in &swept.log_objects {
             app.blobs.delete(object).await?;
             app.blobs.tidy_log_folder(object);
@@ -85,7 +117,7 @@ pub(crate) async fn sweep(app: &App, now: Timestamp) -> Result<u64, Failure> {
             app.blobs.delete_content_if_older(sha256, FRESH_CONTENT).await?;
         }
         runs += swept.runs;
-        if nothing || *app.closing.borrow() {
+        if !swept.more || *app.closing.borrow() {
             break;
         }
     }
@@ -179,9 +211,25 @@ async fn sweep_mirrors(app: &App) -> Result<(), Failure> {
             gone.insert(run);
         }
     }
-    if !gone.is_empty() {
-        app.mirrors.forget_runs(gone).await?;
-        app.mirrors.collect_garbage().await?;
+    Ok(app.mirrors.tend(gone).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_leapt_ahead_drops_nothing_for_some_hours() {
+        let (day, hour) = (24 * 60 * 60_000, 60 * 60_000);
+        let newest = Timestamp(1_000 * day);
+        for (days, hours, doubted) in
+            [(0, 0, false), (6, 0, false), (8, 0, true), (8, 5, true), (8, 7, false), (9_000, 0, true)]
+        {
+            let started = newest + Millis(days * day);
+            let now = started + Millis(hours * hour);
+            assert_eq!(doubt_of(newest, started, now).is_some(), doubted, "{days} days, {hours} h");
+        }
+        let back = Timestamp(10 * day);
+        assert_eq!(doubt_of(newest, back, back), None, "in the past nothing is too old");
     }
-    Ok(())
 }

@@ -161,7 +161,9 @@ impl Coordinator {
         let metrics = Arc::new(Metrics::default());
         let (closing, is_closing) = watch::channel(false);
         let (calls_in, calls) = mpsc::channel(QUEUE);
-        let (events, new_events) = watch::channel(store.last_event().await?);
+        let last_event = store.last_event().await?;
+        let newest = store.events(last_event.saturating_sub(1), None, 1).await?;
+        let (events, new_events) = watch::channel(last_event);
         let received = Arc::new(Notify::new());
         let driver = Driver::load(DriverParts {
             store: store.clone(),
@@ -198,6 +200,7 @@ impl Coordinator {
             clock,
             epoch,
             started: clock.now(),
+            newest_at_start: newest.first().map(|event| event.at),
             dir: Arc::new(dir),
             closing: is_closing.clone(),
             events: new_events,

@@ -112,6 +112,7 @@ async fn status(State(app): AppState, _: Admin) -> ApiResult<Json<StatusView>> {
     let [fresh, quiet, unknown] = counts.workers;
     let [waiting, queued, assigned, running, stopping, _] = counts.jobs;
     let mut warnings: Vec<String> = app.disk_low().into_iter().collect();
+    warnings.extend(crate::retention::doubt(&app, app.clock.now()));
     warnings.extend(counts.unfit);
     if fresh + quiet + unknown == 0 {
         warnings.push("no worker has joined: `buildyard workers invite` makes a token for one".to_owned());

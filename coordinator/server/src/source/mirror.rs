@@ -13,6 +13,9 @@ use crate::blobs::sha256_hex;
 
 /// A first fetch of a large repository from a slow disk.
 const FETCH: Duration = Duration::from_secs(600);
+/// Packs, and loose objects, from which on a mirror is packed anew. Each fetch brings a pack.
+const MANY_PACKS: usize = 20;
+const MANY_LOOSE: usize = 6_000;
 /// Most bytes of a pipeline file that are read: one more than the compiler takes, so that it can say so.
 const MAX_FILE_BYTES: usize = (1 << 20) + 1;
 
@@ -168,17 +171,12 @@ impl Mirrors {
         .await
     }
 
-    /// Lets go of runs, and of commits that no other run has.
-    pub(crate) async fn forget_runs(&self, gone: BTreeSet<RunId>) -> Result<(), MirrorError> {
+    /// Lets go of runs, and keeps every mirror small: without runs it is removed, with many packs it is packed
+    /// anew, and what no run needs any more is dropped.
+    pub(crate) async fn tend(&self, gone: BTreeSet<RunId>) -> Result<(), MirrorError> {
         let root = self.root.clone();
-        blocking(move || for_each_mirror(&root, |path| forget_in(path, &gone))).await
-    }
-
-    /// Drops objects that no ref needs, and gathers packs. Slow; never while somebody fetches into the mirror.
-    pub(crate) async fn collect_garbage(&self) -> Result<(), MirrorError> {
-        let root = self.root.clone();
-        let mut mirrors = Vec::new();
         let listed = blocking(move || {
+            let mut mirrors = Vec::new();
             for_each_mirror(&root, |path| {
                 mirrors.push(path.to_owned());
                 Ok(())
@@ -186,15 +184,64 @@ impl Mirrors {
             Ok(mirrors)
         });
         for path in listed.await? {
-            let lock = self.lock_of(&path);
-            let _nobody_fetches = lock.lock().await;
-            let mut gc = self.git.command();
-            // A transfer that began before keeps reading what it opened; objects of the last hours stay anyway.
-            gc.arg("-C").arg(&path).args(["gc", "--quiet", "--prune=6.hours.ago"]);
-            self.git.run("gc", gc, FETCH).await?;
+            if let Err(error) = self.tend_one(&path, &gone).await {
+                let mirror = path.display();
+                tracing::warn!(%mirror, error = %crate::error::chain(&error), "a mirror is left as it is");
+            }
         }
         Ok(())
     }
+
+    async fn tend_one(&self, path: &Path, gone: &BTreeSet<RunId>) -> Result<(), MirrorError> {
+        if has_many_parts(path) {
+            // Nothing is dropped here, so that fetches go on meanwhile.
+            let mut repack = self.git.command();
+            repack.arg("-C").arg(path);
+            repack.args(["repack", "-a", "-d", "--keep-unreachable", "--quiet"]);
+            self.git.run("repack", repack, FETCH).await?;
+        }
+        let lock = self.lock_of(path);
+        let _nobody_fetches = lock.lock().await;
+        let (mirror, runs) = (path.to_owned(), gone.clone());
+        let left = blocking(move || {
+            let read = || forget_in(&mirror, &runs);
+            read().map_err(|source| MirrorError::Read { what: mirror.display().to_string(), source })
+        });
+        match left.await? {
+            Left { runs: 0, .. } => self.remove(path).await,
+            Left { dropped: 0, .. } => Ok(()),
+            Left { .. } => {
+                // Under the lock: a fetch would count on objects that are about to go. A transfer that began
+                // before keeps reading what it opened; objects of the last hours stay anyway.
+                let mut gc = self.git.command();
+                gc.arg("-C").arg(path).args(["gc", "--quiet", "--prune=6.hours.ago"]);
+                self.git.run("gc", gc, FETCH).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes a mirror. Nobody fetches into it, and without runs nobody may read it.
+    async fn remove(&self, path: &Path) -> Result<(), MirrorError> {
+        let folder = |source| MirrorError::Folder { path: path.to_owned(), source };
+        // Under another name first, so that a crash leaves no half mirror; the next removal takes what is left.
+        let gone = path.with_extension("gone");
+        if gone.exists() {
+            tokio::fs::remove_dir_all(&gone).await.map_err(folder)?;
+        }
+        tokio::fs::rename(path, &gone).await.map_err(folder)?;
+        tokio::fs::remove_dir_all(&gone).await.map_err(folder)
+    }
+}
+
+/// Whether a mirror is in so many files that looking into it gets slow.
+fn has_many_parts(path: &Path) -> bool {
+    let count = |folder: &str, suffix: &str| {
+        let entries = std::fs::read_dir(path.join(folder)).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(suffix)).count()
+    };
+    // Loose objects are spread evenly over 256 folders, so one of them tells; git guesses in the same way.
+    count("objects/pack", ".pack") >= MANY_PACKS || count("objects/17", "") * 256 >= MANY_LOOSE
 }
 
 async fn blocking<T: Send + 'static>(
@@ -267,22 +314,90 @@ fn runs_in(path: &Path) -> Result<Vec<RunId>, git2::Error> {
     Ok(runs)
 }
 
-fn forget_in(path: &Path, gone: &BTreeSet<RunId>) -> Result<(), git2::Error> {
+/// What became of a mirror's refs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Left {
+    /// Runs that still have their commit.
+    runs: usize,
+    /// Refs that are gone.
+    dropped: usize,
+}
+
+/// Lets go of runs, and of commits that no other run has.
+fn forget_in(path: &Path, gone: &BTreeSet<RunId>) -> Result<Left, git2::Error> {
     let repository = git2::Repository::open_bare(path)?;
+    let mut left = Left::default();
     let mut needed = HashSet::new();
     for reference in repository.references_glob("refs/buildyard/runs/*")? {
         let mut reference = reference?;
         if run_of(&reference).is_some_and(|run| gone.contains(&run)) {
             reference.delete()?;
+            left.dropped += 1;
         } else {
             needed.extend(reference.target());
+            left.runs += 1;
         }
     }
     for reference in repository.references_glob("refs/buildyard/commits/*")? {
         let mut reference = reference?;
         if reference.target().is_none_or(|commit| !needed.contains(&commit)) {
             reference.delete()?;
+            left.dropped += 1;
         }
     }
-    Ok(())
+    Ok(left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::support::Repository;
+
+    fn mirrors(folder: &Path) -> Mirrors {
+        std::fs::create_dir_all(folder.join("mirrors")).unwrap();
+        Mirrors::new(folder.join("mirrors"), Git::new(folder).unwrap())
+    }
+
+    fn source(repository: &Repository) -> SourceRef {
+        let repository_path = repository.path.to_str().unwrap().to_owned();
+        SourceRef {
+            repository: repository_path,
+            commit: repository.git(&["rev-parse", "main"]),
+            ref_name: None,
+        }
+    }
+
+    fn packs(mirror: &Path) -> usize {
+        let entries = std::fs::read_dir(mirror.join("objects/pack")).unwrap();
+        entries.filter(|entry| entry.as_ref().unwrap().path().extension() == Some("pack".as_ref())).count()
+    }
+
+    #[tokio::test]
+    async fn a_mirror_of_many_packs_is_packed_anew_and_one_without_runs_is_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let mirrors = mirrors(temp.path());
+        let repository = Repository::with(temp.path(), &[("pipeline.toml", "0")]);
+        let mirror = mirrors.path(repository.path.to_str().unwrap());
+        for run in 0..MANY_PACKS as u64 {
+            repository.commit(&[("pipeline.toml", &run.to_string())]);
+            mirrors.ensure(RunId(run), &source(&repository)).await.unwrap();
+            let mut pack = mirrors.git.command();
+            pack.arg("-C").arg(&mirror).args(["repack", "-d", "-q"]);
+            mirrors.git.run("repack", pack, FETCH).await.unwrap();
+        }
+        assert!(packs(&mirror) >= MANY_PACKS);
+        mirrors.tend(BTreeSet::new()).await.unwrap();
+        assert_eq!(packs(&mirror), 1, "although no run is gone");
+        let file = mirrors.read(&source(&repository), "pipeline.toml").await.unwrap();
+        assert_eq!(file, FileAt::Content((MANY_PACKS - 1).to_string().into_bytes()));
+
+        let last = RunId(MANY_PACKS as u64 - 1);
+        mirrors.tend((0..last.0).map(RunId).collect()).await.unwrap();
+        assert_eq!(mirrors.runs().await.unwrap(), BTreeSet::from([last]));
+        mirrors.read(&source(&repository), "pipeline.toml").await.unwrap();
+        mirrors.tend(BTreeSet::from([last])).await.unwrap();
+        assert_eq!(std::fs::read_dir(temp.path().join("mirrors")).unwrap().count(), 0);
+        mirrors.ensure(last, &source(&repository)).await.unwrap();
+        mirrors.read(&source(&repository), "pipeline.toml").await.unwrap();
+    }
 }

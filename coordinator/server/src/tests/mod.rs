@@ -8,4 +8,4 @@ mod http;
 mod logs;
 mod restart;
 mod socket;
-mod support;
+pub(crate) mod support;

@@ -212,8 +212,8 @@ pub(super) fn offer() -> Offer {
 }
 
 /// A repository on this host.
-pub(super) struct Repository {
-    pub(super) path: PathBuf,
+pub(crate) struct Repository {
+    pub(crate) path: PathBuf,
 }
 
 pub(super) const PIPELINE: &str = "\
@@ -230,7 +230,7 @@ run = \"make check\"
 ";
 
 impl Repository {
-    pub(super) fn with(folder: &Path, files: &[(&str, &str)]) -> Self {
+    pub(crate) fn with(folder: &Path, files: &[(&str, &str)]) -> Self {
         let path = folder.join(format!("repository-{}", rand::random::<u32>()));
         std::fs::create_dir_all(&path).unwrap();
         let repository = Self { path: path.canonicalize().unwrap() };
@@ -239,7 +239,7 @@ impl Repository {
         repository
     }
 
-    pub(super) fn commit(&self, files: &[(&str, &str)]) {
+    pub(crate) fn commit(&self, files: &[(&str, &str)]) {
         for (name, content) in files {
             let path = self.path.join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -249,7 +249,7 @@ impl Repository {
         self.git(&["commit", "--quiet", "--allow-empty", "-m", "a change"]);
     }
 
-    pub(super) fn git(&self, args: &[&str]) -> String {
+    pub(crate) fn git(&self, args: &[&str]) -> String {
         let output = Command::new("git")
             .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
             .arg("-C")
