@@ -19,7 +19,8 @@ use crate::metrics::Metrics;
 
 /// Most bytes of one call: a worker's spool is sent in a few calls, and a call fits into memory.
 pub(crate) const MAX_CHUNK_BYTES: usize = 4 << 20;
-/// Logs whose hash is carried along. Beyond it the hash is computed anew at the finish.
+/// Logs whose hash is carried along. Beyond it the oldest is let go: many of those are of attempts that were lost and
+/// never finish; where one does, its hash is computed anew.
 const MAX_HASHES: usize = 4_096;
 /// Most chunks asked of the store at once while a log is read for its hash.
 const PAGE: u32 = 64;
@@ -58,9 +59,15 @@ impl Hashes {
         // Outside the lock: hashing 4 MiB takes milliseconds.
         hash.update(bytes);
         let mut hashes = self.lock();
-        if hashes.len() < MAX_HASHES {
-            hashes.insert(attempt, (offset + bytes.len() as u64, hash));
+        if hashes.len() >= MAX_HASHES {
+            hashes.pop_first();
         }
+        hashes.insert(attempt, (offset + bytes.len() as u64, hash));
+    }
+
+    /// The attempt ended: nothing more comes.
+    pub(crate) fn forget(&self, attempt: AttemptId) {
+        self.lock().remove(&attempt);
     }
 
     fn take(&self, attempt: AttemptId, length: u64) -> Option<String> {
@@ -182,4 +189,25 @@ pub(crate) fn storage_failed(error: &crate::blobs::BlobError) -> ApiError {
     ApiError::new(Code::Unavailable, "the coordinator's disk did not take it; nothing was changed")
         .hint("send the same request again")
         .retry_after(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use buildyard_types::RunId;
+
+    #[test]
+    fn the_newest_logs_have_their_hashes_carried_on() {
+        let hashes = Hashes::default();
+        let attempt = |run: usize| RunId(run as u64).job(0).attempt(1);
+        for run in 0..MAX_HASHES + 10 {
+            hashes.add(attempt(run), 0, b"ab");
+            hashes.add(attempt(run), 2, b"c");
+        }
+        assert_eq!(hashes.lock().len(), MAX_HASHES);
+        assert_eq!(hashes.take(attempt(0), 3), None, "the oldest were let go");
+        assert_eq!(hashes.take(attempt(MAX_HASHES + 9), 3), Some(sha256_hex(b"abc")));
+        hashes.forget(attempt(MAX_HASHES + 8));
+        assert_eq!(hashes.take(attempt(MAX_HASHES + 8), 3), None);
+    }
 }

@@ -39,6 +39,9 @@ async fn sync(
         .collect();
     let answer = app.driver.sync(worker, request).await;
     // Followers of these logs may wait for an end that was never put on their log.
-    ended.into_iter().for_each(|attempt| app.signals().wake(attempt));
+    for attempt in ended {
+        app.signals().wake(attempt);
+        app.logs.hashes.forget(attempt);
+    }
     Ok(Json(answer?))
 }
