@@ -40,6 +40,20 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
+/// Characters with control characters as their escapes: names and reasons come from others, and a line end in one of
+/// them would begin a line of its own in a log.
+pub(crate) fn one_line(characters: impl Iterator<Item = char>) -> String {
+    let mut line = String::new();
+    for character in characters {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
 /// Where a record plays: the farm with the record applied, and the runs that left it just then.
 pub(crate) struct Scene<'s> {
     pub(crate) state: &'s State,
@@ -108,6 +122,7 @@ impl Narrator {
             }
         }?;
         let Event { kind, run, job, worker, sentence } = event;
+        let sentence = one_line(sentence.chars());
         Some(EventView { sequence: 0, at, kind: kind.to_owned(), run, job, worker, sentence })
     }
 
@@ -252,5 +267,19 @@ pub(crate) fn mistakes(diagnostics: &[buildyard_types::job::Diagnostic]) -> Stri
             let more = if rest.is_empty() { String::new() } else { format!(", and {} more", rest.len()) };
             format!("{}{place}{more}", first.message)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_is_one_line_whatever_stands_in_it() {
+        assert_eq!(one_line("größe is fit".chars()), "größe is fit");
+        assert_eq!(
+            one_line("x\nERROR forged\r\x1b[2J\u{85}".chars()),
+            "x\\nERROR forged\\r\\u{1b}[2J\\u{85}"
+        );
     }
 }

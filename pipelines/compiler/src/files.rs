@@ -16,7 +16,8 @@ pub struct TooManyPipelines {
 }
 
 /// The pipeline files among the paths of a commit: `pipeline.toml` first, then `.buildyard/*.toml` by name. Each
-/// is a pipeline, and each pipeline a run of its own. Subfolders and names that begin with a dot are left alone.
+/// is a pipeline, and each pipeline a run of its own. Subfolders, names that begin with a dot and names with control
+/// characters are left alone.
 /// Before runs are made of them, [`check_count`] says whether there are too many.
 pub fn pipeline_files<'p>(paths: impl IntoIterator<Item = &'p str>) -> Vec<String> {
     let mut found: Vec<&str> = paths.into_iter().filter(|path| is_pipeline(path)).collect();
@@ -37,8 +38,10 @@ pub fn check_count(files: &[String]) -> Result<(), TooManyPipelines> {
 /// Whether a path of a repository is that of a pipeline file.
 pub fn is_pipeline(path: &str) -> bool {
     let in_folder = path.strip_prefix(FOLDER).and_then(|name| name.strip_suffix(".toml"));
+    // The name stands in sentences and logs, where a line end would begin a forged line.
+    let strange = |name: &str| name.contains(|c: char| c == '/' || c.is_control());
     path == MAIN_FILE
-        || in_folder.is_some_and(|name| !name.is_empty() && !name.starts_with('.') && !name.contains('/'))
+        || in_folder.is_some_and(|name| !name.is_empty() && !name.starts_with('.') && !strange(name))
 }
 
 /// A file's name without folder and ending, which is the pipeline's name where none is written.
@@ -58,6 +61,8 @@ mod tests {
             "src/pipeline.toml",
             ".buildyard/docs/deep.toml",
             ".buildyard/.hidden.toml",
+            ".buildyard/x\nERROR forged.toml",
+            ".buildyard/\x1b[2J.toml",
             ".buildyard/.toml",
             ".buildyard/notes.md",
             "pipeline.toml",

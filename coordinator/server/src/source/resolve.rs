@@ -6,6 +6,7 @@ use std::time::Duration;
 use buildyard_pipelines::{FOLDER, MAIN_FILE};
 
 use super::git::{Git, GitError};
+use crate::sentences::one_line;
 
 /// Looking up a name takes milliseconds; a network file system may be slow.
 const LOOK_UP: Duration = Duration::from_secs(20);
@@ -63,12 +64,12 @@ pub(crate) enum ResolveError {
 
 /// The canonical path of a repository on this host.
 pub(crate) fn repository_path(text: &str) -> Result<PathBuf, ResolveError> {
-    let fail = |problem| ResolveError::Repository { path: text.chars().take(200).collect(), problem };
+    let fail = |problem| ResolveError::Repository { path: one_line(text.chars().take(200)), problem };
     if !text.starts_with('/') {
         return Err(fail("is not an absolute path on the coordinator's host"));
     }
-    if text.contains('\0') || text.len() > 4_096 {
-        return Err(fail("is not a path"));
+    if text.contains(|c: char| c.is_control()) || text.len() > 4_096 {
+        return Err(fail("is not a path that can be used"));
     }
     let path =
         Path::new(text).canonicalize().map_err(|_| fail("does not exist on the coordinator's host"))?;
@@ -76,8 +77,9 @@ pub(crate) fn repository_path(text: &str) -> Result<PathBuf, ResolveError> {
     if !path.is_dir() || !is_repository {
         return Err(fail("is not the top folder of a git repository"));
     }
-    if path.to_str().is_none() {
-        return Err(fail("has a name that is not UTF-8"));
+    // A link may lead to a name that was not typed.
+    if path.to_str().is_none_or(|path| path.contains(|c: char| c.is_control())) {
+        return Err(fail("has a name that is not UTF-8, or holds control characters"));
     }
     Ok(path)
 }
@@ -96,7 +98,7 @@ fn in_repository(git: &Git, path: &Path) -> tokio::process::Command {
 pub(crate) async fn resolve(git: &Git, repository: &str, revision: &str) -> Result<Resolved, ResolveError> {
     let path = repository_path(repository)?;
     let unknown = || ResolveError::Revision {
-        revision: revision.chars().take(200).collect(),
+        revision: one_line(revision.chars().take(200)),
         repository: path.display().to_string(),
     };
     let strange = |text: &str| text.is_empty() || text.contains(|c: char| c.is_control() || c == ' ');
