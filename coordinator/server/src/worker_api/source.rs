@@ -80,7 +80,8 @@ async fn mirror_for(app: &App, worker: WorkerId, run: RunId) -> ApiResult<PathBu
 
 fn command(app: &App, run: RunId, headers: &HeaderMap, mirror: &PathBuf, advertise: bool) -> Command {
     let mut command = app.mirrors.git().command();
-    // Other runs of the repository are not this worker's business.
+    // What is listed is this run's. It is no wall: who knows the id of another commit of the repository may fetch
+    // it, as git's protocol 2 has it. A worker that builds a repository may read that repository.
     command.args(["-c", "uploadpack.hideRefs=refs/buildyard/"]);
     command.args(["-c", &format!("uploadpack.hideRefs=!refs/buildyard/runs/{}", run.0)]);
     command.args(["-c", "uploadpack.allowAnySHA1InWant=true"]);
