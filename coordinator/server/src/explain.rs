@@ -177,7 +177,9 @@ pub(crate) fn attempt(
         }
         details.extend(report.notes.iter().cloned());
         details.extend(last_lines(tail));
-        if log.sha256.is_none() {
+        if log.dropped {
+            details.push("its log was dropped after retention.logs".to_owned());
+        } else if log.sha256.is_none() {
             details.push("its log was not closed; it may miss its end".to_owned());
         }
     }

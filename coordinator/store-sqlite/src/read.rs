@@ -67,6 +67,7 @@ struct AttemptRow {
     length: i64,
     sha256: Option<String>,
     seal: Option<i64>,
+    dropped: bool,
 }
 
 impl AttemptRow {
@@ -82,7 +83,7 @@ impl AttemptRow {
         if let Some(seal) = self.seal {
             check("log", &text, &(self.length, &self.sha256), seal)?;
         }
-        let log = LogState { length: self.length as u64, sha256: self.sha256 };
+        let log = LogState { length: self.length as u64, sha256: self.sha256, dropped: self.dropped };
         Ok((Attempt { id, started_at, state, ..attempt }, log))
     }
 }
@@ -184,8 +185,8 @@ pub(crate) async fn attempts(readers: &SqlitePool, run: RunId) -> Result<Vec<(At
                coalesce(l.length, (SELECT start + c.length FROM log_chunks c
                    WHERE c.run = a.run AND c.job = a.job AND c.number = a.number
                    ORDER BY start DESC LIMIT 1), 0) AS "length!: i64",
-               l.sha256 AS "sha256?: String", l.seal AS "seal?: i64"
-           FROM attempts a LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
+               l.sha256 AS "sha256?: String", l.seal AS "seal?: i64", r.logs_swept AS "dropped: bool"
+           FROM attempts a JOIN runs r ON r.id = a.run LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
            WHERE a.run = ? ORDER BY a.job, a.number"#,
         id
     )
@@ -206,8 +207,8 @@ pub(crate) async fn attempt(
                coalesce(l.length, (SELECT start + c.length FROM log_chunks c
                    WHERE c.run = a.run AND c.job = a.job AND c.number = a.number
                    ORDER BY start DESC LIMIT 1), 0) AS "length!: i64",
-               l.sha256 AS "sha256?: String", l.seal AS "seal?: i64"
-           FROM attempts a LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
+               l.sha256 AS "sha256?: String", l.seal AS "seal?: i64", r.logs_swept AS "dropped: bool"
+           FROM attempts a JOIN runs r ON r.id = a.run LEFT JOIN logs l ON l.run = a.run AND l.job = a.job AND l.number = a.number
            WHERE a.run = ? AND a.job = ? AND a.number = ?"#,
         key.run,
         key.job,
@@ -335,7 +336,8 @@ async fn open_attempts(conn: &mut SqliteConnection) -> Result<Vec<Attempt>, Faul
                SELECT id FROM runs WHERE final_ms IS NULL
                UNION SELECT run FROM attempts WHERE state_name <> 'removed')
            SELECT a.run, a.job, a.number, a.attempt, a.started, a.state,
-               0 AS "length!: i64", NULL AS "sha256?: String", NULL AS "seal?: i64"
+               0 AS "length!: i64", NULL AS "sha256?: String", NULL AS "seal?: i64",
+               false AS "dropped!: bool"
            FROM open JOIN attempts a ON a.run = open.id ORDER BY a.run, a.job, a.number"#
     )
     .fetch_all(conn)

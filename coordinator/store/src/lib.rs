@@ -186,6 +186,8 @@ pub struct LogState {
     pub length: u64,
     /// Hash of the whole log, once it is complete.
     pub sha256: Option<String>,
+    /// Whether the retention dropped it, and so nothing is kept of it.
+    pub dropped: bool,
 }
 
 /// An artifact that is kept.

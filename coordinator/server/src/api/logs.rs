@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use buildyard_scheduler::lifecycle::attempt::AttemptState;
+use buildyard_store::LogState;
 use buildyard_types::log::RecordKind;
 use buildyard_types::{AttemptId, JobId};
 use bytes::Bytes;
@@ -95,10 +96,10 @@ async fn of_attempt(
     Query(query): Query<LogQuery>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    if app.store.attempt(attempt).await?.is_none() {
+    let Some((_, log)) = app.store.attempt(attempt).await? else {
         return Err(ApiError::new(Code::AttemptNotFound, format!("there is no {attempt}")));
-    }
-    answer(app, attempt, &query, &headers)
+    };
+    answer(app, attempt, &log, &query, &headers)
 }
 
 async fn of_job(
@@ -109,16 +110,26 @@ async fn of_job(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let whole = whole_with(&app, job).await?;
-    let newest = whole.attempts_at(job).map(|(attempt, _)| attempt.id).max();
-    let Some(attempt) = newest else {
+    let newest = whole.attempts_at(job).max_by_key(|(attempt, _)| attempt.id);
+    let Some((attempt, log)) = newest else {
         return Err(ApiError::new(Code::LogNotFound, format!("{job} has no attempt yet, so it has no log"))
             .hint(format!("`buildyard explain {job}` says what it waits for")));
     };
-    answer(app, attempt, &query, &headers)
+    answer(app, attempt.id, log, &query, &headers)
 }
 
-fn answer(app: Arc<App>, attempt: AttemptId, query: &LogQuery, headers: &HeaderMap) -> ApiResult<Response> {
+fn answer(
+    app: Arc<App>,
+    attempt: AttemptId,
+    log: &LogState,
+    query: &LogQuery,
+    headers: &HeaderMap,
+) -> ApiResult<Response> {
     let format = query.format(headers)?;
+    if log.dropped {
+        let detail = format!("the log of {attempt} was dropped after retention.logs");
+        return Err(ApiError::new(Code::LogNotFound, detail));
+    }
     let streaming = query.follow || format == Format::Events;
     let permit = if streaming { Some(app.stream_permit()?) } else { None };
     let tail = Tail {

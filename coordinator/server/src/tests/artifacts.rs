@@ -186,7 +186,10 @@ async fn what_is_too_old_goes_with_everything_that_belongs_to_it() {
     crate::retention::sweep(app, later).await.unwrap();
     assert_eq!(logs(), 0, "logs go before their runs");
     let log = farm.get(&format!("/api/v1/attempts/{}/log", order.attempt)).await;
-    assert_eq!((log.status.as_u16(), log.text().as_str()), (200, ""));
+    assert_eq!(log.problem(), (404, "log-not-found".into()));
+    assert!(log.text().contains("dropped after retention.logs"), "{}", log.text());
+    let why = farm.get(&format!("/api/v1/explain/{}", order.attempt)).await.text();
+    assert!(why.contains("its log was dropped") && !why.contains("not closed"), "{why}");
     assert!(app.store.artifacts(order.attempt.run()).await.unwrap().is_empty(), "it was kept for a day");
 
     let later = now + app.config.retention.runs_ms + Millis(60_000);

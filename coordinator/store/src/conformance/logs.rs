@@ -43,7 +43,7 @@ pub(super) async fn a_log_grows_by_its_chunks(maker: &dyn Maker) {
     for chunk in &chunks {
         let length = store.append_log(by(1), chunk).await.unwrap();
         assert_eq!(length, chunk.offset + chunk.length);
-        assert_eq!(state(&*store, 1).await, LogState { length, sha256: None });
+        assert_eq!(state(&*store, 1).await, LogState { length, sha256: None, dropped: false });
     }
     let store = maker.reopen(store).await;
     assert_eq!(state(&*store, 1).await.length, 100);
@@ -84,7 +84,7 @@ pub(super) async fn a_log_is_closed_once(maker: &dyn Maker) {
     for wrong in [0, 10, 29, 31, u64::MAX] {
         assert_conflict(store.finish_log(by(1), wrong, "aa").await);
     }
-    assert_eq!(state(&*store, 1).await, LogState { length: 30, sha256: None });
+    assert_eq!(state(&*store, 1).await, LogState { length: 30, sha256: None, dropped: false });
     for _ in 0..2 {
         store.finish_log(by(1), 30, "aa").await.unwrap();
     }
@@ -93,11 +93,11 @@ pub(super) async fn a_log_is_closed_once(maker: &dyn Maker) {
     // What was sent before the end may come once more after it.
     assert_eq!(store.append_log(by(1), &growing(1)[0]).await.unwrap(), 30);
     let store = maker.reopen(store).await;
-    assert_eq!(state(&*store, 1).await, LogState { length: 30, sha256: Some("aa".into()) });
+    assert_eq!(state(&*store, 1).await, LogState { length: 30, sha256: Some("aa".into()), dropped: false });
 
     let silent = with_log(maker, &[]).await;
     silent.finish_log(by(1), 0, "ee").await.unwrap();
-    assert_eq!(state(&*silent, 1).await, LogState { length: 0, sha256: Some("ee".into()) });
+    assert_eq!(state(&*silent, 1).await, LogState { length: 0, sha256: Some("ee".into()), dropped: false });
     assert_conflict(silent.append_log(by(1), &chunk(1, 0, 10)).await);
 }
 
@@ -146,7 +146,7 @@ pub(super) async fn a_compacted_log_reads_as_before(maker: &dyn Maker) {
     assert_eq!(store.compact_log(attempt, &all).await.unwrap(), objects(&kept));
     let store = maker.reopen(store).await;
     assert_readable(&*store, &[all]).await;
-    assert_eq!(state(&*store, 1).await, LogState { length: 210, sha256: Some("aa".into()) });
+    assert_eq!(state(&*store, 1).await, LogState { length: 210, sha256: Some("aa".into()), dropped: false });
 }
 
 pub(super) async fn only_whole_chunks_are_compacted(maker: &dyn Maker) {
@@ -211,7 +211,10 @@ pub(super) async fn many_logs_grow_at_once(maker: &dyn Maker) {
     }
     let store = maker.reopen(store).await;
     for number in 1..=LOGS {
-        assert_eq!(state(&*store, number).await, LogState { length: 100, sha256: Some("aa".into()) });
+        assert_eq!(
+            state(&*store, number).await,
+            LogState { length: 100, sha256: Some("aa".into()), dropped: false }
+        );
         let chunks = store.log_chunks(by(number).attempt, 0, 100).await.unwrap();
         assert_eq!(chunks, (0..10).map(|place| chunk(number, place * 10, 10)).collect::<Vec<_>>());
     }

@@ -139,8 +139,11 @@ pub(super) async fn logs_go_before_their_runs(maker: &dyn Maker) {
     let store = with_runs(maker, 2).await;
     let swept = store.sweep(&before(0, 1_001, 0)).await.unwrap();
     assert_eq!(swept, Swept { log_objects: objects(1), ..Swept::default() });
-    assert_eq!(store.attempt(by(1).attempt).await.unwrap().unwrap().1, LogState::default());
-    assert_eq!(store.attempt(by(2).attempt).await.unwrap().unwrap().1.length, 20);
+    let dropped = LogState { dropped: true, ..LogState::default() };
+    assert_eq!(store.attempt(by(1).attempt).await.unwrap().unwrap().1, dropped);
+    assert_eq!(store.attempts(RunId(1)).await.unwrap()[0].1, dropped);
+    let kept = store.attempt(by(2).attempt).await.unwrap().unwrap().1;
+    assert_eq!((kept.length, kept.dropped), (20, false));
     assert_eq!(store.artifacts(RunId(1)).await.unwrap().len(), 1);
     assert_eq!(store.sweep(&before(0, 1_001, 0)).await.unwrap(), Swept::default());
     // The run goes later, and its log is not named again.
