@@ -82,10 +82,10 @@ pub fn room(folder: &Path) -> std::io::Result<Room> {
     })
 }
 
-/// Less room of the two places that attempts write to.
-fn least_room(info: &EngineInfo, data_dir: &Path) -> std::io::Result<Room> {
+/// The smaller of the two places that attempts write to.
+fn smaller_place(info: &EngineInfo, data_dir: &Path) -> std::io::Result<Room> {
     let (data, engine) = (room(data_dir)?, room(&info.data_root)?);
-    Ok(if engine.free < data.free { engine } else { data })
+    Ok(if engine.whole < data.whole { engine } else { data })
 }
 
 /// Labels that a worker finds out about itself.
@@ -121,7 +121,7 @@ fn first_two(version: &str) -> String {
 
 /// What attempts may use together: what the owner says, else what the host has less a reserve.
 pub fn capacity(info: &EngineInfo, data_dir: &Path, wanted: &CapacitySettings) -> std::io::Result<Capacity> {
-    Ok(capacity_of(info, least_room(info, data_dir)?, wanted))
+    Ok(capacity_of(info, smaller_place(info, data_dir)?, wanted))
 }
 
 fn capacity_of(info: &EngineInfo, room: Room, wanted: &CapacitySettings) -> Capacity {
@@ -131,7 +131,9 @@ fn capacity_of(info: &EngineInfo, room: Room, wanted: &CapacitySettings) -> Capa
         slots: wanted.slots.unwrap_or(slots),
         cpu_millis: wanted.cpu_millis.unwrap_or(info.cpus * 1_000),
         memory: wanted.memory.unwrap_or(ByteSize(less(info.memory.0, MEMORY_RESERVE, info.memory.0))),
-        disk: wanted.disk.unwrap_or(ByteSize(less(room.free.0, DISK_RESERVE, room.whole.0))),
+        // Of the whole and not of what is free now: what jobs take of it is counted by the coordinator, and nobody may be
+        // refused for good over files that are gone tomorrow. A host that is nearly full takes no attempts: `unfit`.
+        disk: wanted.disk.unwrap_or(ByteSize(less(room.whole.0, DISK_RESERVE, room.whole.0))),
     }
 }
 
@@ -191,10 +193,10 @@ mod tests {
         let gib = ByteSize::from_gib;
         let room = room_of(gib(50), gib(100));
         let found = capacity_of(&info().await, room, &CapacitySettings::default());
-        assert_eq!((found.slots, found.cpu_millis, found.disk), (8, 4_000, gib(40)));
+        assert_eq!((found.slots, found.cpu_millis, found.disk), (8, 4_000, gib(90)));
         assert_eq!(found.memory.0, gib(8).0 - gib(8).0 / 10);
         let small = room_of(gib(1), gib(4));
-        assert_eq!(capacity_of(&info().await, small, &CapacitySettings::default()).disk, ByteSize(0));
+        assert_eq!(capacity_of(&info().await, small, &CapacitySettings::default()).disk, gib(2));
         let wanted = CapacitySettings { slots: Some(1), disk: Some(gib(3)), ..CapacitySettings::default() };
         let found = capacity_of(&info().await, small, &wanted);
         assert_eq!((found.slots, found.disk), (1, gib(3)));
