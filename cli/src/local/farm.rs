@@ -9,14 +9,14 @@ use buildyard_scheduler::lifecycle::run::RunState;
 use buildyard_scheduler::{Compiled, Core, Decision, Input, Loaded, Record, Reply, Settings, State};
 use buildyard_types::job::{Diagnostic, Pipeline};
 use buildyard_types::worker::{
-    AttemptProgress, AttemptReport, Capacity, EndReport, Offer, SourceRef, SyncResponse,
+    AttemptProgress, AttemptReport, Capacity, EndReport, Offer, SessionId, SourceRef, SyncResponse,
 };
 use buildyard_types::{
     AttemptId, Epoch, Fence, JobId, LabelExpr, Millis, Outcome, RunId, Timestamp, Verdict, WorkerId,
 };
 
 const WORKER: WorkerId = WorkerId(1);
-const SESSION: u64 = 1;
+const SESSION: SessionId = SessionId { number: 1, nonce: 0 };
 
 /// The run and what is known of it.
 pub(crate) struct LocalFarm {

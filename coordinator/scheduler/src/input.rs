@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use buildyard_types::worker::{AttemptReport, Offer, SourceRef, SyncResponse};
+use buildyard_types::worker::{AttemptReport, Offer, SessionId, SourceRef, SyncResponse};
 use buildyard_types::{JobId, RunId, WorkerId};
 
 use crate::record::Compiled;
@@ -62,7 +62,7 @@ pub enum Input {
         /// Who, by its credential.
         worker: WorkerId,
         /// Its session.
-        session: u64,
+        session: SessionId,
         /// Number of the call in that session.
         sequence: u64,
         /// What it offers.
@@ -123,14 +123,14 @@ pub enum Rejection {
     /// It is final.
     #[error("{0} is finished already")]
     AlreadyFinished(String),
-    /// A newer session of the same worker took over.
+    /// Another session of the same worker took over.
     #[error("session {session} of {worker} was taken over by session {by}")]
     SessionTakenOver {
         /// Who.
         worker: WorkerId,
-        /// The session that called.
+        /// The number of the session that called.
         session: u64,
-        /// The session that is good.
+        /// The number of the session that is good: the same, when two count on from one copied data folder.
         by: u64,
     },
     /// The worker still holds attempts.

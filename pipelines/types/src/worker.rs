@@ -89,13 +89,30 @@ pub struct EnrolResponse {
     pub credential: String,
 }
 
+/// One start of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionId {
+    /// Grows with each start.
+    pub number: u64,
+    /// Drawn at each start. Tells apart two workers that count on from one copied data folder.
+    pub nonce: u64,
+}
+
+impl SessionId {
+    /// Whether a call of `other` may follow one of this session: it is the same, or of a later start.
+    pub fn admits(self, other: SessionId) -> bool {
+        self == other || self.number < other.number
+    }
+}
+
 /// What the worker holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncRequest {
     /// Version of the protocol that the worker speaks.
     pub protocol: u32,
-    /// Grows with each start of the worker. An older session is answered with 409: another one took over.
-    pub session: u64,
+    /// The start that this call is of. A session that does not follow the last one is answered with 409: another
+    /// one took over.
+    pub session: SessionId,
     /// Grows with each call of a session. An older call is answered at once when a newer one arrives.
     pub sequence: u64,
     /// How long the call may be held. The worker cannot wait for its answer for longer than its lease bears.

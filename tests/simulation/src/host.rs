@@ -8,7 +8,7 @@ use buildyard_scheduler::Input;
 use buildyard_session::{Action, CallTerms, Event as Said, Held, JournalEntry, Session};
 use buildyard_types::outcome::{InfraCause, TimeLimit};
 use buildyard_types::worker::{
-    EndReport, Offer, PROTOCOL, StepReport, StopCause, SyncRequest, SyncResponse, Usage,
+    EndReport, Offer, PROTOCOL, SessionId, StepReport, StopCause, SyncRequest, SyncResponse, Usage,
 };
 use buildyard_types::{AttemptId, ByteSize, Fence, Millis, Outcome, Timestamp, WorkerId};
 
@@ -195,7 +195,8 @@ impl World {
     pub(crate) fn call(&mut self, host: usize) {
         let now = self.now;
         let this = &mut self.hosts[host];
-        let (local, offer, session) = (this.local(now), this.offer(), this.lives);
+        let (local, offer) = (this.local(now), this.offer());
+        let session = SessionId { number: this.lives, nonce: this.lives };
         let enrolled = this.enrolled;
         let Some(process) = this.process.as_mut().filter(|_| enrolled) else {
             return;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_types::outcome::{InfraCause, TimeLimit};
-use buildyard_types::worker::{AttemptProgress, AttemptReport, EndReport, Offer};
+use buildyard_types::worker::{AttemptProgress, AttemptReport, EndReport, Offer, SessionId};
 use buildyard_types::{AttemptId, Millis, Outcome, Timestamp, WorkerId};
 
 use super::{Deciding, Pending};
@@ -65,7 +65,7 @@ impl Deciding<'_> {
     pub(super) fn sync(
         &mut self,
         worker: WorkerId,
-        session: u64,
+        session: SessionId,
         sequence: u64,
         offer: Offer,
         attempts: Vec<AttemptReport>,
@@ -74,8 +74,8 @@ impl Deciding<'_> {
             return Pending::Reply(Reply::Rejected(Rejection::NoWorker(worker)));
         };
         match self.state.heard.get(&worker) {
-            Some(heard) if session < heard.session => {
-                let by = heard.session;
+            Some(heard) if !heard.session.admits(session) => {
+                let (session, by) = (session.number, heard.session.number);
                 return Pending::Reply(Reply::Rejected(Rejection::SessionTakenOver { worker, session, by }));
             }
             // Overtaken on its way: what it says is old. It is answered, and changes nothing.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use buildyard_types::worker::Offer;
+use buildyard_types::worker::{Offer, SessionId};
 use buildyard_types::{LabelExpr, Labels, Millis, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -49,14 +49,14 @@ pub struct Heard {
     /// When its last call arrived.
     pub at: Timestamp,
     /// The session of that call.
-    pub session: u64,
+    pub session: SessionId,
     /// The number of that call in its session.
     pub sequence: u64,
 }
 
 impl Heard {
     /// Whether a call is newer than the last one. Calls that were overtaken on their way are not.
-    pub fn is_before(&self, session: u64, sequence: u64) -> bool {
+    pub fn is_before(&self, session: SessionId, sequence: u64) -> bool {
         (self.session, self.sequence) < (session, sequence)
     }
 }
@@ -98,9 +98,13 @@ impl Liveness {
 mod tests {
     use super::*;
 
+    fn session(number: u64) -> SessionId {
+        SessionId { number, nonce: 0 }
+    }
+
     #[test]
     fn liveness_is_computed_from_the_last_call() {
-        let heard = Heard { at: Timestamp(100), session: 1, sequence: 1 };
+        let heard = Heard { at: Timestamp(100), session: session(1), sequence: 1 };
         for (heard, now, expected) in [
             (Some(&heard), 100, Liveness::Fresh),
             (Some(&heard), 114, Liveness::Fresh),
@@ -116,11 +120,11 @@ mod tests {
 
     #[test]
     fn calls_are_ordered_by_session_then_by_number() {
-        let heard = Heard { at: Timestamp(0), session: 4, sequence: 9 };
-        for (session, sequence, newer) in
+        let heard = Heard { at: Timestamp(0), session: session(4), sequence: 9 };
+        for (number, sequence, newer) in
             [(4, 10, true), (4, 9, false), (4, 8, false), (5, 1, true), (3, 99, false)]
         {
-            assert_eq!(heard.is_before(session, sequence), newer, "{session}/{sequence}");
+            assert_eq!(heard.is_before(session(number), sequence), newer, "{number}/{sequence}");
         }
     }
 }

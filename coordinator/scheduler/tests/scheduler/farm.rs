@@ -9,7 +9,7 @@ use buildyard_scheduler::{Compiled, Core, Decision, Input, Loaded, Record, Reply
 use buildyard_types::job::{CheckoutSpec, Diagnostic, JobUser, NetworkMode, Pipeline, Resources};
 use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{
-    AttemptProgress, AttemptReport, Capacity, Offer, SourceRef, StepReport, SyncResponse,
+    AttemptProgress, AttemptReport, Capacity, Offer, SessionId, SourceRef, StepReport, SyncResponse,
 };
 use buildyard_types::{
     AttemptId, ByteSize, Epoch, JobId, JobSpec, Millis, Outcome, RunId, Timestamp, WorkerId,
@@ -131,7 +131,7 @@ impl Farm {
     ) -> Reply {
         let (session, sequence) = self.sequences.entry(worker).or_insert((1, 0));
         *sequence += 1;
-        let (session, sequence) = (*session, *sequence);
+        let (session, sequence) = (SessionId { number: *session, nonce: 0 }, *sequence);
         let attempts = attempts.to_vec();
         self.decide(Input::Sync { worker, session, sequence, offer, attempts })
     }

@@ -3,7 +3,7 @@
 use buildyard_scheduler::lifecycle::attempt::decided_end;
 use buildyard_scheduler::{Input, Rejection, Reply};
 use buildyard_types::outcome::{InfraCause, TimeLimit};
-use buildyard_types::worker::{AttemptProgress, AttemptReport, EndReport, StopCause};
+use buildyard_types::worker::{AttemptProgress, AttemptReport, EndReport, SessionId, StopCause};
 use buildyard_types::{Fence, Millis, Outcome, RunId, Timestamp, WorkerId};
 
 use crate::farm::{Farm, failed, infra, job, step};
@@ -168,6 +168,26 @@ fn an_older_session_is_rejected_and_a_newer_one_takes_over() {
     let rejected = farm.call(worker, &[]);
     assert_eq!(rejected, Reply::Rejected(Rejection::SessionTakenOver { worker, session: 1, by: 2 }));
     assert_eq!(farm.is(run.job(0)), "running", "it changed nothing");
+}
+
+/// A data folder that was copied counts on from the same number. Both were served: two containers of one job, under
+/// one fence.
+#[test]
+fn of_two_workers_that_count_on_from_one_folder_the_later_comer_is_rejected() {
+    let (mut farm, worker, run) = placed();
+    let running = vec![farm.runs(run.job(0).attempt(1), 0)];
+    farm.sync(worker, &running);
+    let offer = farm.core.state().workers[&worker].offer.clone();
+    let call = |nonce, sequence| Input::Sync {
+        worker,
+        session: SessionId { number: 1, nonce },
+        sequence,
+        offer: offer.clone(),
+        attempts: running.clone(),
+    };
+    let rejected = farm.decide(call(7, 50));
+    assert_eq!(rejected, Reply::Rejected(Rejection::SessionTakenOver { worker, session: 1, by: 1 }));
+    assert!(matches!(farm.decide(call(0, 51)), Reply::Sync { .. }), "the first is served on");
 }
 
 #[test]

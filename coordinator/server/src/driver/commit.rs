@@ -210,8 +210,10 @@ impl Driver {
                 Some(Call::Sync { worker, request, answer }) => {
                     let reported = Reported::from(request);
                     let (session, sequence) = reported.order();
-                    if heard.get(&worker).is_none_or(|last| (last.session, last.sequence) <= reported.order())
-                    {
+                    let follows = |last: &Heard| {
+                        last.session.admits(session) && (last.session, last.sequence) <= reported.order()
+                    };
+                    if heard.get(&worker).is_none_or(follows) {
                         heard.insert(worker, Heard { at: now, session, sequence });
                     }
                     let until = now + BARE_HOLD.min(reported.hold_ms);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use buildyard_types::worker::{AttemptReport, SyncRequest, SyncResponse};
+use buildyard_types::worker::{AttemptReport, SessionId, SyncRequest, SyncResponse};
 use buildyard_types::{Millis, Timestamp, WorkerId};
 use tokio::sync::oneshot;
 
@@ -14,7 +14,7 @@ pub(super) type SyncAnswer = oneshot::Sender<Result<SyncResponse, DriverError>>;
 #[derive(Debug)]
 pub(super) struct Reported {
     /// The worker's session.
-    pub(super) session: u64,
+    pub(super) session: SessionId,
     /// Number of the call in it.
     pub(super) sequence: u64,
     /// How long the worker can wait for its answer.
@@ -25,7 +25,7 @@ pub(super) struct Reported {
 
 impl Reported {
     /// Calls of one worker in the order in which it made them.
-    pub(super) fn order(&self) -> (u64, u64) {
+    pub(super) fn order(&self) -> (SessionId, u64) {
         (self.session, self.sequence)
     }
 }
@@ -118,7 +118,12 @@ mod tests {
     use super::*;
     fn hold(sequence: u64, until: u64) -> (Hold, oneshot::Receiver<Result<SyncResponse, DriverError>>) {
         let (answer, receiver) = oneshot::channel();
-        let reported = Reported { session: 1, sequence, hold_ms: Millis(0), attempts: Vec::new() };
+        let reported = Reported {
+            session: SessionId { number: 1, nonce: 0 },
+            sequence,
+            hold_ms: Millis(0),
+            attempts: Vec::new(),
+        };
         let idle = SyncResponse {
             lease_ms: Millis(sequence),
             run: Vec::new(),

@@ -105,6 +105,10 @@ async fn an_older_session_is_told_that_another_took_over() {
     second.sync(vec![report.clone()]).await;
     let late = first.sync_request(vec![report]);
     assert_eq!(first.send(late).await.problem(), (409, "session-taken-over".into()));
+    let mut copy = second.clone();
+    copy.nonce = 7;
+    let copied = copy.sync_request(Vec::new());
+    assert_eq!(copy.send(copied).await.problem(), (409, "session-taken-over".into()));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use buildyard_store_sqlite::OpenError;
 use buildyard_types::log::{Record, RecordKind};
 use buildyard_types::worker::{
     AttemptOrder, AttemptProgress, AttemptReport, Capacity, EndReport, EnrolResponse, FENCE_HEADER,
-    LogFinish, Offer, PROTOCOL, StepReport, SyncRequest, SyncResponse, Usage,
+    LogFinish, Offer, PROTOCOL, SessionId, StepReport, SyncRequest, SyncResponse, Usage,
 };
 use buildyard_types::{AttemptId, ByteSize, Fence, Millis, Outcome, Timestamp, WorkerId};
 use bytes::Bytes;
@@ -173,7 +173,7 @@ impl Farm {
         let invite: Value = self.post("/api/v1/workers/invite", json!({})).await.ok();
         let answer = self.enrol(invite["token"].as_str().unwrap()).await;
         let EnrolResponse { worker, credential } = answer.ok();
-        FakeWorker { id: worker, credential, router: self.router.clone(), session: 1, sequence: 0 }
+        FakeWorker { id: worker, credential, router: self.router.clone(), session: 1, nonce: 0, sequence: 0 }
     }
 
     pub(super) async fn enrol(&self, token: &str) -> Answer {
@@ -269,6 +269,7 @@ pub(super) struct FakeWorker {
     pub(super) credential: String,
     pub(super) router: Router,
     pub(super) session: u64,
+    pub(super) nonce: u64,
     pub(super) sequence: u64,
 }
 
@@ -284,6 +285,7 @@ impl FakeWorker {
         self.sequence += 1;
         let (session, sequence) = (self.session, self.sequence);
         let hold_ms = Millis::from_secs(30);
+        let session = SessionId { number: session, nonce: self.nonce };
         let body = SyncRequest { protocol: PROTOCOL, session, sequence, hold_ms, offer: offer(), attempts };
         json_request("POST", "/api/worker/v1/sync", &self.credential, &body)
     }

@@ -6,7 +6,9 @@ use buildyard_scheduler::input::Input;
 use buildyard_scheduler::{Compiled, Core, Loaded, Reply, Settings, State};
 use buildyard_types::job::Pipeline;
 use buildyard_types::outcome::InfraCause;
-use buildyard_types::worker::{AttemptProgress, AttemptReport, Capacity, Offer, SourceRef, SyncResponse};
+use buildyard_types::worker::{
+    AttemptProgress, AttemptReport, Capacity, Offer, SessionId, SourceRef, SyncResponse,
+};
 use buildyard_types::{AttemptId, ByteSize, Epoch, Millis, Outcome, RunId, Timestamp, WorkerId};
 
 use super::Maker;
@@ -143,7 +145,13 @@ impl Farm {
                 let (worker, sequence) = (self.any_worker(), self.sequence);
                 let attempts = self.progress(worker);
                 return (
-                    Input::Sync { worker, session: 1, sequence, offer: offer(), attempts },
+                    Input::Sync {
+                        worker,
+                        session: SessionId { number: 1, nonce: 0 },
+                        sequence,
+                        offer: offer(),
+                        attempts,
+                    },
                     Some(worker),
                 );
             }

@@ -9,7 +9,9 @@ use buildyard_scheduler::lifecycle::attempt::decided_end;
 use buildyard_scheduler::{Compiled, Core, Input, Loaded, Reply, Settings, State};
 use buildyard_test_simulation::rng::Rng;
 use buildyard_types::job::{CheckoutSpec, JobUser, NetworkMode, Pipeline, Resources};
-use buildyard_types::worker::{AttemptProgress, AttemptReport, Capacity, Offer, SourceRef, SyncResponse};
+use buildyard_types::worker::{
+    AttemptProgress, AttemptReport, Capacity, Offer, SessionId, SourceRef, SyncResponse,
+};
 use buildyard_types::{ByteSize, Epoch, JobSpec, Millis, Outcome, RunId, Timestamp, WorkerId};
 
 const JOBS_PER_RUN: u64 = 10;
@@ -41,7 +43,8 @@ impl Farm {
     fn sync(&mut self, what: &'static str, worker: WorkerId, attempts: Vec<AttemptReport>) -> SyncResponse {
         let sequence = self.sequences.entry(worker).or_default();
         *sequence += 1;
-        let input = Input::Sync { worker, session: 1, sequence: *sequence, offer: offer(worker.0), attempts };
+        let session = SessionId { number: 1, nonce: 0 };
+        let input = Input::Sync { worker, session, sequence: *sequence, offer: offer(worker.0), attempts };
         match self.decide(what, input) {
             Reply::Sync { response, .. } => response,
             other => panic!("a call was answered with {other:?}"),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buildyard_session::{Action, CallTerms, Event, Session};
-use buildyard_types::worker::{AttemptOrder, Offer, PROTOCOL, SyncRequest};
+use buildyard_types::worker::{AttemptOrder, Offer, PROTOCOL, SessionId, SyncRequest};
 use buildyard_types::{AttemptId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -115,7 +115,7 @@ struct Held {
 
 struct Daemon {
     session: Session,
-    number: u64,
+    id: SessionId,
     sequence: u64,
     clock: Clock,
     client: Client,
@@ -145,7 +145,7 @@ async fn carry_on(
     started: start::Started,
     shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<(), WorkerError> {
-    let start::Started { data, number, client, executor, journal, mirrors, offer, .. } = started;
+    let start::Started { data, id, client, executor, journal, mirrors, offer, .. } = started;
     let entries: Vec<_> = journal.entries().cloned().collect();
     let (sender, news) = mpsc::channel(NEWS);
     let clock = executor.clock;
@@ -155,7 +155,7 @@ async fn carry_on(
     let shared = Arc::new(Shared::new(executor, client.clone(), mirrors, journal, sender));
     let mut daemon = Daemon {
         session: Session::adopt(entries.iter().cloned()),
-        number,
+        id,
         sequence: 0,
         clock,
         client,
@@ -172,7 +172,7 @@ async fn carry_on(
         };
         daemon.begin(entry.order, stage);
     }
-    tracing::info!(session = number, attempts = daemon.held.len(), "the worker is ready");
+    tracing::info!(session = id.number, attempts = daemon.held.len(), "the worker is ready");
     let ended = daemon.run(shutdown).await;
     let exit = match &ended {
         Ok(()) => on_exit,
@@ -229,7 +229,7 @@ impl Daemon {
         let CallTerms { hold_ms, limit_ms } = self.session.call_terms(now);
         let request = SyncRequest {
             protocol: PROTOCOL,
-            session: self.number,
+            session: self.id,
             sequence: self.sequence,
             hold_ms,
             offer: self.offer.borrow_and_update().clone(),

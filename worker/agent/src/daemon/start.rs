@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buildyard_types::label::is_name;
-use buildyard_types::worker::{EnrolRequest, Offer, PROTOCOL};
+use buildyard_types::worker::{EnrolRequest, Offer, PROTOCOL, SessionId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -40,7 +40,7 @@ const MOST_HOLDERS: usize = 8;
 /// A worker that can begin.
 pub(super) struct Started {
     pub(super) data: DataDir,
-    pub(super) number: u64,
+    pub(super) id: SessionId,
     pub(super) client: Client,
     pub(super) executor: Executor,
     pub(super) journal: Journal,
@@ -107,8 +107,8 @@ pub(super) async fn start_with(
     let mirrors = Mirrors::new(data.mirrors(), config.mirrors);
     let (sender, offer) = watch::channel(first);
     tokio::spawn(host.watch(engine, info, sender));
-    let number = data.next_session()?;
-    Ok(Started { data, number, client, executor, journal, mirrors, offer })
+    let id = SessionId { number: data.next_session()?, nonce: rand::random() };
+    Ok(Started { data, id, client, executor, journal, mirrors, offer })
 }
 
 /// The folder on the way to `path` that the users of jobs may not pass through, if there is one. They check commits out
