@@ -13,6 +13,7 @@ fi
 
 step() { printf '%s==>%s %s\n' "$bold" "$plain" "$*"; }
 ok() { printf '%s ok%s  %s\n' "$green" "$plain" "$*"; }
+skipped() { printf ' --  skipped: %s\n' "$*"; }
 missing() { printf '%s --%s  %s\n' "$red" "$plain" "$*"; found_missing=$((${found_missing:-0} + 1)); }
 fail() { printf '%sfailed:%s %s\n' "$red" "$plain" "$*" >&2; exit 1; }
 
@@ -31,13 +32,25 @@ wait_for() {
 }
 
 # What this farm could leave behind, one line each. Containers and networks by our labels, mounts and loop devices by
-# our folder names, processes by our binary.
+# our folder names, processes by our binary. Fails where something cannot be looked at: nothing seen is not nothing left.
 leftovers() {
-    docker ps -a --filter label=buildyard.worker --format 'container {{.Names}}' 2>/dev/null || true
-    docker network ls --filter label=buildyard.worker --format 'network {{.Name}}' 2>/dev/null || true
-    docker volume ls --filter label=buildyard.worker --format 'volume {{.Name}}' 2>/dev/null || true
+    # A client alone does not make a host with an engine.
+    if command -v dockerd >/dev/null 2>&1 || [ -S /var/run/docker.sock ]; then
+        docker_works || fail "the container engine does not answer, so nobody can say what is left in it"
+        docker ps -a --filter label=buildyard.worker --format 'container {{.Names}}' || fail "cannot list containers"
+        docker network ls --filter label=buildyard.worker --format 'network {{.Name}}' || fail "cannot list networks"
+        docker volume ls --filter label=buildyard.worker --format 'volume {{.Name}}' || fail "cannot list volumes"
+    fi
     awk '$2 ~ /\/attempts\/att-/ {print "mount " $2}' /proc/mounts
-    losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null | awk '/\/attempts\/att-/ {print "loop device " $0}' || true
-    pgrep -f 'buildyard (serve|up)' 2>/dev/null | sed 's/^/process /' || true
-    { iptables-save 2>/dev/null | grep -iE 'byd-|buildyard' | sed 's/^/firewall rule /'; } || true
+    if command -v losetup >/dev/null 2>&1; then
+        losetup --list --noheadings --output NAME,BACK-FILE | awk '/\/attempts\/att-/ {print "loop device " $0}' ||
+            fail "cannot list loop devices"
+    fi
+    # Finding none is no error, but pgrep says so with 1.
+    { pgrep -f 'buildyard (serve|up)' || [ $? -eq 1 ]; } | sed 's/^/process /' || fail "cannot list processes"
+    if [ "$(id -u)" -eq 0 ] && command -v iptables-save >/dev/null 2>&1; then
+        # It warns on every host where both of its kinds of tables are in use.
+        iptables-save 2>/dev/null | { grep -iE 'byd-|buildyard' || [ $? -eq 1 ]; } | sed 's/^/firewall rule /' ||
+            fail "cannot list firewall rules"
+    fi
 }
