@@ -1,7 +1,7 @@
 //! What users get wrong: a clear error that names the place and the remedy, and the right exit status.
 
 use crate::harness::{Farm, IMAGE, said};
-use buildyard_types::Verdict;
+use buildyard_types::{Outcome, Verdict};
 
 #[test]
 fn bad_pipeline_files_are_refused_with_their_diagnostics_on_the_run() {
@@ -13,15 +13,19 @@ fn bad_pipeline_files_are_refused_with_their_diagnostics_on_the_run() {
     let labels = format!(
         "name = \"l\"\n[jobs.a]\nimage = \"{IMAGE}\"\nlabels = \"os=linux && gpu\"\nrun = \"true\"\n"
     );
-    for (name, text, said_of_it) in [
-        ("too-long", too_long.as_str(), "1048576"),
-        ("unparsable", "name = \"x\n[jobs.a]\n", "pipeline.toml"),
-        ("cycle", &cycle, "a"),
-        ("labels", &labels, "gpu"),
+    // What is wrong by code, and a word that the message must not lack.
+    for (name, text, code, said_of_it) in [
+        ("too-long", too_long.as_str(), "file-too-large", "1048576"),
+        ("unparsable", "name = \"x\n[jobs.a]\n", "unclosed", "pipeline.toml:1:8"),
+        ("cycle", &cycle, "needs-cycle", "a -> b -> a"),
+        ("labels", &labels, "no-worker-matches", "gpu"),
     ] {
         let view = farm.verdict_of(&farm.repository(name, text, &[]));
         assert_eq!(view.verdict, Some(Verdict::Refused), "{name}: {}", view.sentence);
+        assert!(view.jobs.iter().all(|job| job.attempts.is_empty()), "{name}: nothing of it ran");
         let all: String = view.diagnostics.iter().map(ToString::to_string).collect();
+        let codes: Vec<&str> = view.diagnostics.iter().map(|diagnostic| diagnostic.code.as_str()).collect();
+        assert_eq!(codes.first(), Some(&code), "{name}: {all}");
         assert!(all.contains(said_of_it), "{name}: {all}");
         let shown = farm.run(&["runs", "show", &view.id.to_string()]);
         assert!(String::from_utf8_lossy(&shown.stdout).contains("pipeline.toml"), "{name}: {}", said(&shown));
@@ -31,12 +35,24 @@ fn bad_pipeline_files_are_refused_with_their_diagnostics_on_the_run() {
 #[test]
 fn an_image_without_a_shell_or_that_does_not_exist_is_named() {
     let Some(farm) = Farm::start_with("[scheduler]\nretry_backoff = \"100ms\"\n") else { return };
-    for image in ["buildyard-test/noshell:1", "buildyard-test/there-is-no-such-image:9"] {
-        let pipeline =
-            format!("name = \"i\"\n[jobs.a]\nimage = \"{image}\"\nnetwork = \"none\"\nrun = \"true\"\n");
+    for (image, expected) in [
+        ("buildyard-test/noshell:1", "refused"),
+        ("buildyard-test/there-is-no-such-image:9", "infra (pull failed)"),
+    ] {
+        let pipeline = format!(
+            "name = \"i\"\n[jobs.a]\nimage = \"{image}\"\nnetwork = \"none\"\nresources = {{ disk = \"256MiB\" }}\nrun = \"true\"\n"
+        );
         let view =
             farm.verdict_of(&farm.repository(image.rsplit(['/', ':']).nth(1).unwrap_or("i"), &pipeline, &[]));
-        assert_ne!(view.verdict, Some(Verdict::Passed), "{image}");
+        // Neither is the job's fault, so neither may be called failed.
+        let Some(outcome) = view.jobs.first().and_then(|job| job.outcome.as_ref()) else {
+            panic!("{image}: {}: {:?}", view.sentence, view.diagnostics);
+        };
+        let cause = match outcome {
+            Outcome::Infra { cause, .. } => format!("infra ({cause})"),
+            other => other.class().to_owned(),
+        };
+        assert_eq!(cause, expected, "{image}: {outcome}");
         assert!(view.jobs[0].sentence.contains(image), "{image}: {}", view.jobs[0].sentence);
     }
 }

@@ -120,7 +120,7 @@ fn run_and_the_farm_agree_on_several_pipeline_files() {
     let Some(farm) = Farm::start() else { return };
     let pipeline = |name: &str, run: &str| {
         format!(
-            "name = \"{name}\"\n[jobs.{name}]\nimage = \"{IMAGE}\"\nnetwork = \"none\"\nrun = \"{run}\"\n"
+            "name = \"{name}\"\n[jobs.{name}]\nimage = \"{IMAGE}\"\nnetwork = \"none\"\nresources = {{ disk = \"256MiB\" }}\nrun = \"{run}\"\n"
         )
     };
     let mistaken = "[jobs.x]\nrn = \"true\"\n".to_owned();
