@@ -270,7 +270,7 @@ pub struct StatusView {
     pub epoch: u64,
     /// Time since the coordinator started.
     pub uptime_ms: Millis,
-    /// Workers that are fresh, and all that are known.
+    /// Workers that were heard of within their lease.
     pub workers_fresh: u32,
     /// All that are known.
     pub workers_known: u32,

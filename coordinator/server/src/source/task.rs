@@ -143,7 +143,9 @@ fn no_pipeline(file: &str) -> Diagnostic {
         source: String::new(),
         code: "no-pipeline".to_owned(),
         message: "the commit has no pipeline.toml and no .buildyard/*.toml".to_owned(),
-        help: Some("`buildyard init` writes one; commit it".to_owned()),
+        help: Some(
+            "commit one: `[jobs.test]` with an `image` and a `run`; `buildyard check` reads it".to_owned(),
+        ),
     }
 }
 
