@@ -44,7 +44,11 @@ impl LogFile {
                 Ok(()) | Err(_) => {}
             }
         }
-        fs::rename(&self.path, self.numbered(1))?;
+        match fs::rename(&self.path, self.numbered(1)) {
+            // Somebody removed it to make room; there is nothing to keep, and a new one is begun.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         *self = Self::with_limit(&self.path, self.limit)?;
         Ok(())
     }
@@ -101,6 +105,17 @@ mod tests {
         assert_eq!(read("worker.log.1").unwrap(), "line-number-6\n");
         assert_eq!(read("worker.log.4").unwrap(), "line-number-3\n");
         assert_eq!(read("worker.log.5"), None);
+    }
+
+    #[test]
+    fn a_log_that_was_removed_is_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("worker.log");
+        let mut log = LogFile::with_limit(&path, 5).unwrap();
+        log.write_all(b"before\n").unwrap();
+        fs::remove_file(&path).unwrap();
+        log.write_all(b"after\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after\n");
     }
 
     #[test]
