@@ -64,6 +64,26 @@ pub(crate) enum Target {
     Attempt(AttemptId),
 }
 
+impl Target {
+    /// The runs that are meant, or to which what is meant belongs.
+    pub(crate) fn runs(&self) -> Vec<RunId> {
+        match self {
+            Target::Runs(runs) => runs.clone(),
+            Target::Job(job) => vec![job.run],
+            Target::Attempt(attempt) => vec![attempt.run()],
+        }
+    }
+
+    /// The one job that is meant, if it is no whole run.
+    pub(crate) fn job(&self) -> Option<JobId> {
+        match self {
+            Target::Runs(_) => None,
+            Target::Job(job) => Some(*job),
+            Target::Attempt(attempt) => Some(attempt.job),
+        }
+    }
+}
+
 /// Finds out what was meant. `None` means HEAD.
 pub(crate) async fn resolve(client: &Client, text: Option<&str>) -> Result<Target> {
     let commit = match text.map(str::parse::<Written>).transpose()? {

@@ -17,7 +17,7 @@ use crate::exit::{CliError, Kind, Result};
 
 pub(crate) use follow::{Follow, Followed};
 pub(crate) use locate::{Endpoint, locate_url};
-pub(crate) use patience::Patience;
+use patience::Patience;
 
 /// Longest answer that is read into memory.
 const ANSWER_LIMIT_BYTES: usize = 64 << 20;
@@ -81,17 +81,7 @@ impl Client {
         path: &[&str],
         query: Query<'_>,
     ) -> Result<T> {
-        let mut patience = Patience::default();
-        let clock = tokio::time::Instant::now();
-        loop {
-            match self.get(path, query).await {
-                Err(error) if is_passing(&error) => match patience.failed(clock.elapsed()) {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(error),
-                },
-                other => return other,
-            }
-        }
+        patiently(|| self.get(path, query)).await
     }
 
     /// Sends a document and reads the answer.
@@ -197,6 +187,21 @@ impl Client {
     fn unreachable(&self, error: &reqwest::Error) -> CliError {
         let reason = if error.is_timeout() { "it does not answer".into() } else { root_cause(error) };
         CliError::unreachable(self.url(), &reason)
+    }
+}
+
+/// Tries a call again while the coordinator is away.
+pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
+    let mut patience = Patience::default();
+    let clock = tokio::time::Instant::now();
+    loop {
+        match call().await {
+            Err(error) if is_passing(&error) => match patience.failed(clock.elapsed()) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(error),
+            },
+            other => return other,
+        }
     }
 }
 

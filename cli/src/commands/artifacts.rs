@@ -15,7 +15,7 @@ use crate::beneath::{self, Beneath, Root};
 use crate::client::Client;
 use crate::exit::{CliError, Result};
 use crate::output::{self, Table};
-use crate::target::{self, Target};
+use crate::target;
 
 /// Lists and downloads what jobs kept.
 #[derive(Debug, Args)]
@@ -74,13 +74,10 @@ pub(crate) async fn run(context: &Context, args: ArtifactsArgs) -> Result {
 
 /// The artifacts of each run that is meant; of one job alone where that was named.
 async fn artifacts_of(client: &Client, id: Option<&str>) -> Result<Vec<(RunId, Vec<ArtifactView>)>> {
-    let (runs, job) = match target::resolve(client, id).await? {
-        Target::Runs(runs) => (runs, None),
-        Target::Job(job) => (vec![job.run], Some(job)),
-        Target::Attempt(attempt) => (vec![attempt.run()], Some(attempt.job)),
-    };
+    let target = target::resolve(client, id).await?;
+    let job = target.job();
     let mut found = Vec::new();
-    for run in runs {
+    for run in target.runs() {
         let mut artifacts: Vec<ArtifactView> =
             client.get(&["runs", &run.to_string(), "artifacts"], &[]).await?;
         artifacts.retain(|artifact| job.is_none_or(|job| artifact.job == job));

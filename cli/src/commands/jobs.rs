@@ -118,13 +118,9 @@ pub(crate) fn time(job: &JobView) -> String {
 }
 
 async fn job_meant(client: &Client, id: &str) -> Result<JobId> {
-    match target::resolve(client, Some(id)).await? {
-        Target::Job(job) => Ok(job),
-        Target::Attempt(attempt) => Ok(attempt.job),
-        Target::Runs(_) => {
-            Err(CliError::usage(format!("`{id}` is not a job")).hint("jobs are written job-42-3 or 42/test"))
-        }
-    }
+    target::resolve(client, Some(id)).await?.job().ok_or_else(|| {
+        CliError::usage(format!("`{id}` is not a job")).hint("jobs are written job-42-3 or 42/test")
+    })
 }
 
 async fn show(context: &Context, client: &Client, id: &str) -> Result {

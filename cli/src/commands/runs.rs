@@ -10,7 +10,7 @@ use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
 use crate::output::{self, Change, Table};
-use crate::target::{self, Target};
+use crate::target;
 use crate::terminal;
 
 /// Lists, shows and cancels runs.
@@ -122,15 +122,12 @@ async fn list(context: &Context, client: &Client, args: ListArgs) -> Result {
 
 /// The runs that an ID means; for commands about whole runs.
 async fn runs_meant(client: &Client, id: Option<&str>) -> Result<Vec<RunId>> {
-    match target::resolve(client, id).await? {
-        Target::Runs(runs) => Ok(runs),
-        Target::Job(job) => Err(not_a_run(&job.to_string(), job.run)),
-        Target::Attempt(attempt) => Err(not_a_run(&attempt.to_string(), attempt.run())),
+    let target = target::resolve(client, id).await?;
+    match target.job() {
+        None => Ok(target.runs()),
+        Some(job) => Err(CliError::usage(format!("{} is not a run", id.unwrap_or_default()))
+            .hint(format!("it belongs to {}", job.run))),
     }
-}
-
-fn not_a_run(id: &str, run: RunId) -> CliError {
-    CliError::usage(format!("{id} is not a run")).hint(format!("it belongs to {run}"))
 }
 
 async fn show(context: &Context, client: &Client, id: Option<&str>) -> Result {

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::watch;
 use crate::Context;
-use crate::client::Client;
+use crate::client::{Client, patiently};
 use crate::exit::{CliError, Result};
 use crate::output;
 use crate::terminal;
@@ -48,18 +48,23 @@ pub(crate) async fn run(context: &Context, args: TriggerArgs) -> Result {
         // A key of its own makes the request safe to send again when the answer is lost.
         key: Some(args.key.unwrap_or_else(|| format!("cli-{:032x}", rand::random::<u128>()))),
     };
-    let response: TriggerResponse = watch::patiently(|| client.post(&["runs"], &request)).await?;
+    let (follow, timeout) = (args.follow, args.timeout);
+    watch::within(timeout, start(context, &client, &request, follow)).await
+}
+
+async fn start(context: &Context, client: &Client, request: &TriggerRequest, follow: bool) -> Result {
+    let response: TriggerResponse = patiently(|| client.post(&["runs"], request)).await?;
     for run in &response.runs {
         let started = format!("{} {}: commit {}", run.id, run.pipeline, output::short_commit(&run.commit));
-        match (args.follow, context.ui.json()) {
+        match (follow, context.ui.json()) {
             (true, _) => context.ui.progress(&started),
             (false, true) => {}
             (false, false) => output::print(&terminal::line(&started))?,
         }
     }
-    if args.follow {
+    if follow {
         let runs: Vec<RunId> = response.runs.iter().map(|run| run.id).collect();
-        return watch::within(args.timeout, watch::follow(context, &client, &runs)).await;
+        return watch::follow(context, client, &runs).await;
     }
     if context.ui.json() {
         return output::print_json(&response);

@@ -14,10 +14,10 @@ use super::live::Live;
 use super::summary;
 use crate::Context;
 use crate::checkout;
-use crate::client::{Client, Follow, Followed, Patience};
+use crate::client::{Client, Follow, Followed};
 use crate::exit::{self, CliError, Kind, Result};
 use crate::output;
-use crate::target::{self, Target, Written};
+use crate::target::{self, Written};
 use crate::terminal;
 
 /// A push and its run are seconds apart; who types `git push && buildyard watch` is early.
@@ -78,7 +78,7 @@ async fn runs_meant(context: &Context, client: &Client, id: Option<&str>) -> Res
     let commit = match id.map(str::parse::<Written>).transpose()? {
         None => checkout::head()?,
         Some(Written::Revision(name)) => target::commit_named(&name)?,
-        Some(_) => return Ok(runs_of(target::resolve(client, id).await?)),
+        Some(_) => return Ok(target::resolve(client, id).await?.runs()),
     };
     let clock = tokio::time::Instant::now();
     loop {
@@ -95,14 +95,6 @@ async fn runs_meant(context: &Context, client: &Client, id: Option<&str>) -> Res
             context.ui.progress(&format!("waiting for a run of commit {short}"));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-fn runs_of(target: Target) -> Vec<RunId> {
-    match target {
-        Target::Runs(runs) => runs,
-        Target::Job(job) => vec![job.run],
-        Target::Attempt(attempt) => vec![attempt.run()],
     }
 }
 
@@ -241,19 +233,4 @@ async fn last_green(client: &Client, run: &RunView) -> Option<RunView> {
     ];
     let list: RunList = client.get(&["runs"], &query).await.ok()?;
     summary::last_green(run, &list.runs).cloned()
-}
-
-/// Tries a call again while the coordinator is away.
-pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
-    let mut patience = Patience::default();
-    let clock = tokio::time::Instant::now();
-    loop {
-        match call().await {
-            Err(error) if crate::client::is_passing(&error) => match patience.failed(clock.elapsed()) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error),
-            },
-            other => return other,
-        }
-    }
 }

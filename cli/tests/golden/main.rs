@@ -67,6 +67,16 @@ fn a_reader_who_left_changes_no_verdict() {
 }
 
 #[test]
+fn the_time_that_trigger_is_given_holds_while_it_asks_too() {
+    // Connections are taken by the kernel, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", silent.local_addr().expect("it has an address"));
+    let command =
+        format!("trigger / --follow --timeout 300ms --token-file ../wrong.token --coordinator {url}");
+    assert_eq!(transcript::status_without_a_reader(Scene::Bare, &command), Some(6));
+}
+
+#[test]
 fn no_transcript_is_forgotten() {
     let mut on_disk: Vec<String> = std::fs::read_dir(folder())
         .expect("tests/golden is there")

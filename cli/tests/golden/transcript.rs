@@ -53,6 +53,7 @@ pub(crate) fn status_without_a_reader(scene: Scene, arguments: &str) -> Option<i
     if scene == Scene::Checkout {
         make_checkout(&folder.path().join("work"));
     }
+    std::fs::write(folder.path().join("wrong.token"), "adm-some-other-token\n").expect("a file is written");
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let status = command(folder.path(), arguments).stdout(writer).stderr(Stdio::null()).status();
