@@ -11,7 +11,7 @@ use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{AttemptOrder, EndReport, StopCause, Usage};
 use buildyard_types::{AttemptId, Outcome};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -108,7 +108,7 @@ pub(super) async fn follow(
         Stage::Ordered => {
             let entry = order.clone();
             match shared.journal(move |journal| journal.begin(&entry)).await {
-                Ok(()) => Some(shared.work(&order, orders.clone()).await),
+                Ok(()) => Some(guarded(attempt, shared.clone().work(order, orders.clone())).await),
                 Err(error) => {
                     tracing::error!(attempt_id = %attempt, error = %in_one_sentence(&error), "not begun");
                     let outcome = worker_disk(&in_one_sentence(&error));
@@ -116,7 +116,7 @@ pub(super) async fn follow(
                 }
             }
         }
-        Stage::Adopted => Some(shared.work(&order, orders.clone()).await),
+        Stage::Adopted => Some(guarded(attempt, shared.clone().work(order, orders.clone())).await),
     };
     match worked {
         Some(Worked::Left(exit)) => return shared.leave(attempt, exit).await,
@@ -144,6 +144,22 @@ pub(super) async fn follow(
     }
 }
 
+/// Works on an attempt in a task of its own, so that a mistake of ours is an end like any other: nothing of the
+/// attempt would be removed otherwise, and its lease would be renewed for ever.
+async fn guarded(attempt: AttemptId, work: impl Future<Output = Worked> + Send + 'static) -> Worked {
+    let worked = AbortOnDropHandle::new(tokio::spawn(work)).await;
+    match worked.map_err(JoinError::try_into_panic) {
+        Ok(worked) => worked,
+        Err(Ok(_)) => {
+            tracing::error!(attempt_id = %attempt, "the worker's own program failed at an attempt");
+            let detail = "the worker's own program failed at the attempt; its log says where".to_owned();
+            Worked::Ended(Box::new(report(Outcome::Infra { cause: InfraCause::Worker, detail })))
+        }
+        // The whole program ends.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
 async fn exit_of(orders: &mut watch::Receiver<Orders>) -> OnExit {
     match orders.wait_for(|orders| orders.exit.is_some()).await {
         Ok(orders) => orders.exit.unwrap_or_default(),
@@ -157,7 +173,7 @@ fn report(outcome: Outcome) -> EndReport {
 
 impl Shared {
     /// Carries an attempt out as far as it has to be, and sends its log meanwhile.
-    async fn work(self: &Arc<Self>, order: &AttemptOrder, orders: watch::Receiver<Orders>) -> Worked {
+    async fn work(self: Arc<Self>, order: AttemptOrder, orders: watch::Receiver<Orders>) -> Worked {
         let files = self.executor.files(order.attempt);
         let opened = std::fs::create_dir_all(files.folder()).and_then(|()| Spool::open(files.folder()));
         let opened = opened.and_then(|spool| Ok((spool.reader()?, spool)));
@@ -176,7 +192,7 @@ impl Shared {
         let sending = tokio::spawn(async move { upload(&store, &reader, good, resumed).await });
         let sending = AbortOnDropHandle::new(sending);
         let mut log = SpoolLog { spool, end };
-        match self.carry_out(order, orders.clone(), &mut log, &client).await {
+        match self.carry_out(&order, orders.clone(), &mut log, &client).await {
             Finished::Left(exit) => Worked::Left(exit),
             Finished::Report(report) => {
                 self.tell(Event::Judged { attempt: order.attempt }).await;
@@ -384,5 +400,19 @@ impl Supervisor for Place<'_> {
 
     async fn judged(&self) {
         self.shared.tell(Event::Judged { attempt: self.order.attempt }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was held for ever: its slot was lost, and its lease renewed with every call.
+    #[tokio::test]
+    async fn an_attempt_at_which_the_worker_panics_ends_as_the_workers_fault() {
+        let attempt = buildyard_types::RunId(1).job(0).attempt(1);
+        let worked = guarded(attempt, async { panic!("on purpose") }).await;
+        let Worked::Ended(report) = worked else { panic!("it has not ended") };
+        assert!(matches!(report.outcome, Outcome::Infra { cause: InfraCause::Worker, .. }));
     }
 }

@@ -374,6 +374,9 @@ pub enum PrepareError {
     /// It was told to end before its first step.
     #[error("the attempt was told to end before its first step")]
     Stopped,
+    /// A mistake of ours.
+    #[error("the worker's own program failed while it prepared the attempt; its log says where")]
+    Panicked,
 }
 
 /// A failure with everything beneath it, in one sentence.
@@ -403,7 +406,7 @@ pub fn not_prepared(order: &AttemptOrder, error: &PrepareError) -> Outcome {
         PrepareError::Source(_) => infra(InfraCause::Source, detail),
         PrepareError::TooLarge => Outcome::DiskQuota { step: None, limit: order.spec.resources.disk },
         PrepareError::Network(_) | PrepareError::Init(_) => infra(InfraCause::Engine, detail),
-        PrepareError::Stopped => infra(InfraCause::Worker, detail),
+        PrepareError::Stopped | PrepareError::Panicked => infra(InfraCause::Worker, detail),
         PrepareError::Engine(error) => engine_outcome(order, error, &detail),
     }
 }

@@ -58,17 +58,14 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> 
 async fn unbroken<T: Send + 'static>(
     tracker: &TaskTracker,
     work: impl Future<Output = T> + Send + 'static,
-) -> T {
+) -> Result<T, PrepareError> {
     let (done, result) = oneshot::channel();
     tracker.spawn(async move {
         // Nobody may wait any more.
         let _ = done.send(work.await);
     });
-    match result.await {
-        Ok(value) => value,
-        // The task panicked and was reported as that; this one must not go on without its result.
-        Err(_) => std::future::pending().await,
-    }
+    // Its task panicked, and was reported as that.
+    result.await.map_err(|_| PrepareError::Panicked)
 }
 
 impl Executor {
@@ -88,7 +85,7 @@ impl Executor {
         let facts = async {
             let image = self.images.find(&*self.engine, &order.spec.image).await?;
             let (images, engine) = (self.images.clone(), self.engine.clone());
-            let facts = unbroken(tracker, async move { images.facts(&*engine, &image).await }).await?;
+            let facts = unbroken(tracker, async move { images.facts(&*engine, &image).await }).await??;
             let profile = profile::judge(&order.spec, &facts, &self.host_arch, &self.policy)?;
             Ok::<_, PrepareError>((facts, profile))
         };
@@ -98,7 +95,7 @@ impl Executor {
             let workspaces = self.workspaces.clone();
             let (attempt, owner, disk) = (order.attempt, profile.owner, order.spec.resources.disk);
             let workspace =
-                unbroken(tracker, async move { workspaces.make(attempt, owner, disk).await }).await?;
+                unbroken(tracker, async move { workspaces.make(attempt, owner, disk).await }).await??;
             Ok::<_, PrepareError>((facts, profile, workspace))
         };
         let mut fetching = std::pin::pin!(fetch);
@@ -239,7 +236,7 @@ impl Executor {
             let id = engine.create(&spec).await?;
             engine.start(&id).await
         });
-        Ok(started.await?)
+        Ok(started.await??)
     }
 
     /// A container with a way outwards. The rules are set again meanwhile: its init does nothing until it gets a job.
@@ -337,5 +334,17 @@ pub(super) fn takes_job(state: InitState) -> bool {
     match state {
         InitState::Waiting => true,
         InitState::Running | InitState::Done => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_an_error_and_is_not_waited_for() {
+        let tracker = TaskTracker::new();
+        let result = unbroken(&tracker, async { panic!("on purpose") }).await;
+        assert!(matches!(result, Err::<(), _>(PrepareError::Panicked)));
     }
 }
