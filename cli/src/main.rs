@@ -14,6 +14,7 @@ mod local;
 mod logs;
 mod output;
 mod pipelines;
+mod selector;
 mod supervisor;
 mod target;
 mod telemetry;

@@ -10,6 +10,7 @@ use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
 use crate::output::{self, Change, Table};
+use crate::selector::Selectors;
 use crate::target::{self, Target};
 use crate::terminal;
 
@@ -38,11 +39,15 @@ enum JobsCommand {
 #[command(after_help = "\
 Examples:
   buildyard jobs                    the jobs of HEAD's run
-  buildyard jobs list 42
-  buildyard jobs show 42/test")]
+  buildyard jobs list 42 -l state=failed
+  buildyard jobs show 42/test
+
+Keys of -l: state (or outcome), name, image, worker.")]
 pub(crate) struct ListArgs {
     /// A run, or a commit, branch or tag of the checkout; the run of HEAD by default
     id: Option<String>,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 /// Which job.
@@ -74,7 +79,8 @@ pub(crate) async fn run(context: &Context, args: JobsArgs) -> Result {
 }
 
 async fn list(context: &Context, client: &Client, args: ListArgs) -> Result {
-    let jobs = match target::resolve(client, args.id.as_deref()).await? {
+    args.selectors.check::<JobView>()?;
+    let mut jobs = match target::resolve(client, args.id.as_deref()).await? {
         Target::Runs(runs) => {
             let mut jobs = Vec::new();
             for run in runs {
@@ -85,8 +91,13 @@ async fn list(context: &Context, client: &Client, args: ListArgs) -> Result {
         Target::Job(job) => vec![target::job(client, job).await?],
         Target::Attempt(attempt) => vec![target::job(client, attempt.job).await?],
     };
+    let is_empty = jobs.is_empty();
+    jobs.retain(|job| args.selectors.wants(job));
     if context.ui.json() {
         return output::print_json(&jobs);
+    }
+    if jobs.is_empty() && !is_empty {
+        return output::print("no job has what -l asks for");
     }
     if jobs.is_empty() {
         return output::print("the run has no jobs; `buildyard explain` says why");

@@ -10,8 +10,13 @@ use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
 use crate::output::{self, Change, Table};
+use crate::selector::Selectors;
 use crate::target;
 use crate::terminal;
+
+/// Runs that are asked for at once where a selector may leave few of them, and how often.
+const PAGE: u32 = 200;
+const PAGES: usize = 10;
 
 /// Lists, shows and cancels runs.
 #[derive(Debug, Args)]
@@ -39,7 +44,11 @@ enum RunsCommand {
 Examples:
   buildyard runs
   buildyard runs --commit HEAD
-  buildyard runs list --limit 5 --output json")]
+  buildyard runs -l state=failed -l ref=main
+  buildyard runs list --limit 5 --output json
+
+Keys of -l: state (or verdict), pipeline, file, repository, commit, ref. At most 2,000 runs are
+looked through at once; standard error says how to go on behind them.")]
 pub(crate) struct ListArgs {
     /// How many at most
     #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=200))]
@@ -53,6 +62,8 @@ pub(crate) struct ListArgs {
     /// Only runs of this commit, branch or tag of the checkout
     #[arg(long, value_name = "COMMIT")]
     commit: Option<String>,
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 /// Which run.
@@ -84,17 +95,14 @@ pub(crate) async fn run(context: &Context, args: RunsArgs) -> Result {
 }
 
 async fn list(context: &Context, client: &Client, args: ListArgs) -> Result {
-    let mut query = vec![("limit", args.limit.to_string())];
-    query.extend(args.before.map(|run| ("before", run.to_string())));
-    query.extend(args.repository.map(|name| ("repository", name)));
-    if let Some(name) = args.commit {
-        query.push(("commit", target::commit_named(&name)?));
-    }
-    let list: RunList = client.get(&["runs"], &query).await?;
+    args.selectors.check::<RunView>()?;
+    let list = find(client, &args).await?;
     if context.ui.json() {
         return output::print_json(&list);
     }
-    if list.runs.is_empty() {
+    if list.runs.is_empty() && !args.selectors.is_empty() {
+        output::print("no run has what -l asks for")?;
+    } else if list.runs.is_empty() {
         return output::print("no runs; start one with `buildyard trigger REPO-PATH`");
     }
     let now = output::now();
@@ -110,14 +118,40 @@ async fn list(context: &Context, client: &Client, args: ListArgs) -> Result {
             run.sentence.clone(),
         ]);
     }
-    output::print(&table.render())?;
-    match list.next {
-        Some(next) => {
-            context.ui.progress(&format!("older ones: buildyard runs --before {next}"));
-            Ok(())
-        }
-        None => Ok(()),
+    if !list.runs.is_empty() {
+        output::print(&table.render())?;
     }
+    if let Some(next) = list.next {
+        let same = if args.selectors.is_empty() { "buildyard runs" } else { "the same with" };
+        context.ui.progress(&format!("older ones: {same} --before {next}"));
+    }
+    Ok(())
+}
+
+/// Looks through the runs, newest first, until as many as are wanted were found, or enough were looked at.
+async fn find(client: &Client, args: &ListArgs) -> Result<RunList> {
+    let commit = args.commit.as_deref().map(target::commit_named).transpose()?;
+    let wanted = args.limit as usize;
+    let page = if args.selectors.is_empty() { args.limit } else { PAGE };
+    let mut found = RunList { runs: Vec::new(), next: args.before };
+    for _ in 0..PAGES {
+        let mut query = vec![("limit", page.to_string())];
+        query.extend(found.next.map(|run| ("before", run.to_string())));
+        query.extend(args.repository.clone().map(|name| ("repository", name)));
+        query.extend(commit.clone().map(|commit| ("commit", commit)));
+        let list: RunList = client.get(&["runs"], &query).await?;
+        found.next = list.next;
+        found.runs.extend(list.runs.into_iter().filter(|run| args.selectors.wants(run)));
+        if found.runs.len() > wanted {
+            // What was cut off comes with the next page.
+            found.runs.truncate(wanted);
+            found.next = found.runs.last().map(|run| run.id);
+        }
+        if found.runs.len() == wanted || found.next.is_none() || args.selectors.is_empty() {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// The runs that an ID means; for commands about whole runs.

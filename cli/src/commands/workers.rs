@@ -10,13 +10,30 @@ use crate::Context;
 use crate::client::Client;
 use crate::exit::{CliError, Result};
 use crate::output::{self, Change, Table};
+use crate::selector::Selectors;
 use crate::terminal;
 
 /// Invites, lists, cordons and removes workers.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct WorkersArgs {
     #[command(subcommand)]
     command: Option<WorkersCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// Which workers to list.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  buildyard workers -l pool=gpu -l arch=arm64
+  buildyard workers list -l cordoned=true
+
+Keys of -l: state, name, cordoned, pool, and every fact that workers found (arch, distro, os, …).")]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 #[derive(Debug, Subcommand)]
@@ -24,7 +41,7 @@ enum WorkersCommand {
     /// Make a one-time token with which a worker joins
     Invite(InviteArgs),
     /// List workers (the default)
-    List,
+    List(ListArgs),
     /// Show a worker
     Show(WorkerArgs),
     /// Give a worker no new attempts; those it holds go on
@@ -70,9 +87,9 @@ pub(crate) struct ChangeArgs {
 /// Carries the command out.
 pub(crate) async fn run(context: &Context, args: WorkersArgs) -> Result {
     let client = Client::connect(&context.settings)?;
-    match args.command.unwrap_or(WorkersCommand::List) {
+    match args.command.unwrap_or(WorkersCommand::List(args.list)) {
         WorkersCommand::Invite(args) => invite(context, &client, args).await,
-        WorkersCommand::List => list(context, &client).await,
+        WorkersCommand::List(args) => list(context, &client, &args.selectors).await,
         WorkersCommand::Show(args) => show(context, &client, &args.worker).await,
         WorkersCommand::Cordon(args) => change(context, &client, args, Verb::Cordon).await,
         WorkersCommand::Uncordon(args) => change(context, &client, args, Verb::Uncordon).await,
@@ -130,10 +147,16 @@ async fn invite(context: &Context, client: &Client, args: InviteArgs) -> Result 
     Ok(())
 }
 
-async fn list(context: &Context, client: &Client) -> Result {
-    let workers: Vec<WorkerView> = client.get(&["workers"], &[]).await?;
+async fn list(context: &Context, client: &Client, selectors: &Selectors) -> Result {
+    selectors.check::<WorkerView>()?;
+    let mut workers: Vec<WorkerView> = client.get(&["workers"], &[]).await?;
+    let is_empty = workers.is_empty();
+    workers.retain(|worker| selectors.wants(worker));
     if context.ui.json() {
         return output::print_json(&workers);
+    }
+    if workers.is_empty() && !is_empty {
+        return output::print("no worker has what -l asks for");
     }
     if workers.is_empty() {
         return output::print(
