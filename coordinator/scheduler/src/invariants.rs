@@ -42,6 +42,8 @@ pub const OF_STATE: &[OfState] = &[
     ("a job has at most one live attempt", one_live_attempt),
     ("a job on a worker is held by a live attempt, and no other job is", held_by_live_attempt),
     ("a waiting job has a need that is open, and none that failed", waiting_for_something),
+    ("a job is queued or placed only after all that it needs passed", needs_passed_first),
+    ("a job is skipped only if something that it needs did not pass", skipped_for_a_need),
     ("attempts are counted from 1 without gaps and never beyond the limit", attempts_counted),
     ("fences are unique and below the next", fences_unique),
     ("a run is over exactly when its jobs are", run_over_with_its_jobs),
@@ -110,12 +112,38 @@ fn held_by_live_attempt(state: &State) -> Check {
 fn waiting_for_something(state: &State) -> Check {
     let waiting = |job: &&Job| job.state == JobState::Waiting;
     all(state.jobs.values().filter(waiting), |job| {
-        let outcomes: Vec<Option<&Outcome>> =
-            job.needs.iter().map(|need| state.jobs.get(need).and_then(|need| need.state.outcome())).collect();
+        let outcomes: Vec<Option<&Outcome>> = job.needs.iter().map(|need| outcome_of(state, *need)).collect();
         let open = outcomes.iter().any(Option::is_none);
         let failed = outcomes.iter().flatten().any(|outcome| **outcome != Outcome::Passed);
         that(open && !failed, || format!("{}: {outcomes:?}", job.id))
     })
+}
+
+fn needs_passed_first(state: &State) -> Check {
+    let begun = |job: &&Job| match &job.state {
+        JobState::Queued { .. }
+        | JobState::Assigned { .. }
+        | JobState::Running { .. }
+        | JobState::Stopping { .. } => true,
+        JobState::Waiting => false,
+        JobState::Finished { .. } => job.attempts > 0,
+    };
+    all(state.jobs.values().filter(begun), |job| {
+        let open = job.needs.iter().find(|need| outcome_of(state, **need) != Some(&Outcome::Passed));
+        that(open.is_none(), || format!("{} is {} and needs {open:?}", job.id, job.state.name()))
+    })
+}
+
+fn skipped_for_a_need(state: &State) -> Check {
+    let skipped = |job: &&Job| matches!(job.state.outcome(), Some(Outcome::Skipped { .. }));
+    all(state.jobs.values().filter(skipped), |job| {
+        let red = |need: &JobId| outcome_of(state, *need).is_some_and(|outcome| *outcome != Outcome::Passed);
+        that(job.needs.iter().any(red), || format!("{} needs {:?}", job.id, job.needs))
+    })
+}
+
+fn outcome_of(state: &State, job: JobId) -> Option<&Outcome> {
+    state.jobs.get(&job).and_then(|job| job.state.outcome())
 }
 
 fn attempts_counted(state: &State) -> Check {

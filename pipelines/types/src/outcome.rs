@@ -138,6 +138,38 @@ pub enum Verdict {
 }
 
 impl Outcome {
+    /// Which part of the farm failed, if that is how it ended.
+    pub fn infra_cause(&self) -> Option<InfraCause> {
+        match self {
+            Outcome::Infra { cause, .. } => Some(*cause),
+            Outcome::Passed
+            | Outcome::Failed { .. }
+            | Outcome::TimedOut { .. }
+            | Outcome::OutOfMemory { .. }
+            | Outcome::DiskQuota { .. }
+            | Outcome::LogCap { .. }
+            | Outcome::Cancelled { .. }
+            | Outcome::Skipped { .. }
+            | Outcome::Refused { .. } => None,
+        }
+    }
+
+    /// Whether somebody stopped it.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Outcome::Cancelled { .. } => true,
+            Outcome::Passed
+            | Outcome::Failed { .. }
+            | Outcome::TimedOut { .. }
+            | Outcome::OutOfMemory { .. }
+            | Outcome::DiskQuota { .. }
+            | Outcome::LogCap { .. }
+            | Outcome::Skipped { .. }
+            | Outcome::Refused { .. }
+            | Outcome::Infra { .. } => false,
+        }
+    }
+
     /// Whose fault this is. Only [`Fault::Farm`] is retried without being asked.
     pub fn fault(&self) -> Fault {
         match self {

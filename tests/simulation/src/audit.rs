@@ -34,9 +34,7 @@ pub(crate) struct Audit {
     outcomes: BTreeMap<JobId, Outcome>,
     /// Which plan a run belongs to.
     plans: BTreeMap<u64, RunPlan>,
-    all_plans: Vec<RunPlan>,
-    /// Nothing goes wrong in this seed that may cost an attempt.
-    calm: bool,
+    scenario: Scenario,
     /// Numbers for the summary.
     pub(crate) attempts: u64,
 }
@@ -44,10 +42,6 @@ pub(crate) struct Audit {
 impl Audit {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         let (settings, now) = (scenario.settings.clone(), Timestamp(0));
-        let nothing_wrong = scenario.faults.is_empty()
-            && scenario.loss == 0
-            && scenario.prepare_fails == 0
-            && scenario.hosts.iter().all(|host| !host.dies);
         Self {
             broken: Vec::new(),
             model: State::from_snapshot(Epoch(0), settings, Loaded::default(), now),
@@ -56,8 +50,7 @@ impl Audit {
             listening_since: 0,
             outcomes: BTreeMap::new(),
             plans: BTreeMap::new(),
-            all_plans: scenario.runs.clone(),
-            calm: scenario.calm || nothing_wrong,
+            scenario: scenario.clone(),
             attempts: 0,
         }
     }
@@ -72,7 +65,8 @@ impl Audit {
         self.broken.extend(broken.iter().map(ToString::to_string));
         match record {
             Record::RunCreated { run } => {
-                let plan = run.source.commit.parse::<usize>().ok().and_then(|plan| self.all_plans.get(plan));
+                let plan =
+                    run.source.commit.parse::<usize>().ok().and_then(|plan| self.scenario.runs.get(plan));
                 if let Some(plan) = plan {
                     self.plans.insert(run.id.0, plan.clone());
                 }
@@ -80,18 +74,20 @@ impl Audit {
             Record::JobChanged { job, state: JobState::Finished { outcome, ended, .. } } => {
                 self.job_finished(*job, outcome);
                 self.waited_for_long_enough(*job, outcome, *ended);
+                self.farm_failed_for_a_reason(*job, outcome);
                 if ended.0 > now {
                     self.breaks("nothing ends in the future", job);
                 }
             }
             Record::AttemptCreated { attempt } => {
                 self.attempts += 1;
-                if self.calm && attempt.id.number.0 > 1 {
+                if self.scenario.is_calm() && attempt.id.number.0 > 1 {
                     self.breaks("without need nothing is tried again", attempt.id);
                 }
             }
             Record::AttemptChanged { attempt, state: AttemptState::Ended { report, at } } => {
                 self.waited_for_long_enough(attempt.job, &report.outcome, *at);
+                self.farm_failed_for_a_reason(attempt.job, &report.outcome);
             }
             Record::JobChanged { .. }
             | Record::RunCompiled { .. }
@@ -102,6 +98,26 @@ impl Audit {
             | Record::WorkerRemoved { .. } => {}
         }
         self.model.apply(record);
+    }
+
+    /// A part of the farm is blamed only for what happened to it.
+    fn farm_failed_for_a_reason(&mut self, job: JobId, outcome: &Outcome) {
+        if let Some(cause) = outcome.infra_cause()
+            && !self.scenario.may_fail(cause)
+        {
+            self.breaks("the farm fails only by what went wrong with it", format!("{job} is {outcome}"));
+        }
+    }
+
+    /// The names in the plan, whatever the scheduler makes of them.
+    fn needs_of(&self, job: JobId) -> Vec<JobId> {
+        let Some(plan) = self.plans.get(&job.run.0) else {
+            return Vec::new();
+        };
+        let jobs = &plan.pipeline.jobs;
+        let index = |need: &String| jobs.iter().position(|other| other.name == *need);
+        let needs = jobs[job.index.0 as usize].needs.iter().filter_map(index);
+        needs.map(|index| job.run.job(index as u32)).collect()
     }
 
     /// A coordinator begins to listen.
@@ -145,9 +161,14 @@ impl Audit {
         let index = job.index.0 as usize;
         let (spec, script) = (&plan.pipeline.jobs[index], plan.scripts[index]);
         let right = match outcome {
-            Outcome::Infra { .. } => !self.calm || plan.obeys_after[index] > 10_000,
-            Outcome::Cancelled { .. } => plan.cancel.is_some(),
-            Outcome::Skipped { .. } => !spec.needs.is_empty(),
+            Outcome::Infra { .. } => !self.scenario.is_calm() || plan.obeys_after[index] > 10_000,
+            Outcome::Cancelled { .. } => {
+                plan.cancel.is_some_and(|(_, one)| one.is_none_or(|one| one == job.index.0))
+            }
+            Outcome::Skipped { .. } => self
+                .needs_of(job)
+                .iter()
+                .any(|need| self.outcomes.get(need).is_some_and(|outcome| *outcome != Outcome::Passed)),
             Outcome::TimedOut { limit: TimeLimit::Queue, .. } => {
                 spec.queue_timeout_ms < Millis::from_mins(60)
             }
@@ -203,6 +224,11 @@ impl Audit {
         if let Some(outcome) = self.outcomes.get(&job) {
             let said = format!("{attempt} starts at {now}, its job is {outcome}");
             self.breaks("a finished job never starts, cancelled or not", said);
+        }
+        let open = |need: &JobId| self.outcomes.get(need) != Some(&Outcome::Passed);
+        if let Some(need) = self.needs_of(job).into_iter().find(open) {
+            let said = format!("{attempt} starts and needs {need}");
+            self.breaks("a job starts only after all that it needs passed", said);
         }
         if !self.plans.contains_key(&job.run.0) {
             self.breaks("what runs is on record", attempt);

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use buildyard_scheduler::lifecycle::job::JobState;
 use buildyard_scheduler::lifecycle::run::RunState;
 use buildyard_scheduler::{Compiled, Core, Input, Record, Reply, State};
 use buildyard_types::worker::{AttemptReport, SyncRequest, SyncResponse};
-use buildyard_types::{Epoch, Millis, RunId, Timestamp, WorkerId};
+use buildyard_types::{Epoch, Millis, Outcome, RunId, Timestamp, WorkerId};
 
 use crate::host::host_of;
 use crate::scenario::Sabotage;
@@ -89,16 +90,8 @@ impl World {
     }
 
     fn core_from_store(&mut self) -> Core {
-        let since = match self.sabotage {
-            Sabotage::NoTermAfterRestart => Timestamp(0),
-            Sabotage::Nothing
-            | Sabotage::NobodyFences
-            | Sabotage::AnswerBeforeCommit
-            | Sabotage::ForgetfulStore
-            | Sabotage::StartsUnasked
-            | Sabotage::HoldsTooLong
-            | Sabotage::SendsUnsaid => self.time(),
-        };
+        let no_term = self.sabotage == Sabotage::NoTermAfterRestart;
+        let since = if no_term { Timestamp(0) } else { self.time() };
         let (epoch, settings) = (Epoch(self.coordinator.lives), self.scenario.settings.clone());
         let state = State::from_snapshot(epoch, settings, self.coordinator.store.load(), since);
         self.audit.reloaded(&state);
@@ -162,7 +155,11 @@ impl World {
         let result = if plan.source_fails {
             Compiled::SourceFailed("the commit could not be fetched".into())
         } else {
-            Compiled::Pipeline(plan.pipeline.clone())
+            let mut pipeline = plan.pipeline.clone();
+            if self.sabotage == Sabotage::DropsNeeds {
+                pipeline.jobs.iter_mut().for_each(|job| job.needs.clear());
+            }
+            Compiled::Pipeline(pipeline)
         };
         self.input(Input::Compiled { run, result }, Origin::Nobody);
     }
@@ -265,6 +262,7 @@ impl World {
 
     fn commit(&mut self, records: &[Record]) {
         for record in records {
+            let record = &self.falsified(record);
             self.note(|| format!("  commit {record:?}"));
             self.audit.committed(record, self.now);
             self.coordinator.store.commit(record);
@@ -275,13 +273,25 @@ impl World {
         self.audit.after_commit();
     }
 
+    /// The record, or one that puts a false end down.
+    fn falsified(&self, record: &Record) -> Record {
+        let mut record = record.clone();
+        if let Record::JobChanged { state: JobState::Finished { outcome, .. }, .. } = &mut record
+            && *outcome == Outcome::Passed
+            && let Some(end) = self.sabotage.false_end()
+        {
+            *outcome = end;
+        }
+        record
+    }
+
     fn forget_an_end(&mut self, record: &Record) {
         if let Record::JobChanged { job, .. } = record
             && self.coordinator.store.jobs.len().is_multiple_of(5)
             && let Some(job) = self.coordinator.store.jobs.get_mut(job)
             && job.state.outcome().is_some()
         {
-            job.state = buildyard_scheduler::lifecycle::job::JobState::Waiting;
+            job.state = JobState::Waiting;
         }
     }
 
@@ -342,16 +352,8 @@ impl World {
         };
         let (life, host, sequence) = (process.life, call.host, call.sequence);
         let longest = process.core.hold_ms();
-        let for_ms = match self.sabotage {
-            Sabotage::HoldsTooLong => longest.0,
-            Sabotage::Nothing
-            | Sabotage::NobodyFences
-            | Sabotage::AnswerBeforeCommit
-            | Sabotage::ForgetfulStore
-            | Sabotage::StartsUnasked
-            | Sabotage::NoTermAfterRestart
-            | Sabotage::SendsUnsaid => longest.min(call.hold_ms).0,
-        };
+        let too_long = self.sabotage == Sabotage::HoldsTooLong;
+        let for_ms = if too_long { longest.0 } else { longest.min(call.hold_ms).0 };
         process.held.insert(host, call);
         self.at(for_ms, Event::HeldLongEnough { life, host, sequence });
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_scheduler::Settings;
 use buildyard_types::job::{CheckoutSpec, JobUser, NetworkMode, Pipeline, Resources, Shell, StepSpec};
+use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{Capacity, Offer};
-use buildyard_types::{ByteSize, JobSpec, Millis};
+use buildyard_types::{ByteSize, JobSpec, Millis, Outcome};
 
 use crate::rng::Rng;
 
@@ -32,6 +33,36 @@ pub enum Sabotage {
     HoldsTooLong,
     /// A worker does not say that an attempt has ended and is only sending.
     SendsUnsaid,
+    /// The coordinator forgets what jobs need.
+    DropsNeeds,
+    /// It puts jobs that passed down as skipped.
+    PutsDownSkipped,
+    /// It puts jobs that passed down as cancelled.
+    PutsDownCancelled,
+    /// It puts jobs that passed down as failed by a part of the farm that did nothing wrong.
+    PutsDownInfra,
+}
+
+impl Sabotage {
+    /// What is put down in the place of a job that passed.
+    pub(crate) fn false_end(self) -> Option<Outcome> {
+        match self {
+            Sabotage::PutsDownSkipped => Some(Outcome::Skipped { reason: "for fun".into() }),
+            Sabotage::PutsDownCancelled => Some(Outcome::Cancelled { by: "by nobody".into() }),
+            Sabotage::PutsDownInfra => {
+                Some(Outcome::Infra { cause: InfraCause::Source, detail: "for fun".into() })
+            }
+            Sabotage::Nothing
+            | Sabotage::NobodyFences
+            | Sabotage::AnswerBeforeCommit
+            | Sabotage::ForgetfulStore
+            | Sabotage::StartsUnasked
+            | Sabotage::NoTermAfterRestart
+            | Sabotage::HoldsTooLong
+            | Sabotage::SendsUnsaid
+            | Sabotage::DropsNeeds => None,
+        }
+    }
 }
 
 /// What the steps of a job do when nobody disturbs them.
@@ -176,6 +207,32 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Whether anything happens by which a part of the farm could fail an attempt.
+    pub(crate) fn may_fail(&self, cause: InfraCause) -> bool {
+        let powers_off =
+            |(_, fault): &(u64, Fault)| matches!(fault, Fault::WorkerDies { power_off: true, .. });
+        let dies = self.hosts.iter().any(|host| host.dies);
+        match cause {
+            // Silence, of the network or of either side; lost journals and preparations that hang.
+            InfraCause::WorkerLost | InfraCause::SelfFenced | InfraCause::Worker => !self.is_calm(),
+            InfraCause::Engine => dies || self.faults.iter().any(powers_off),
+            InfraCause::Pull => self.prepare_fails > 0,
+            // No disk of a worker and no checkout ever fails here.
+            InfraCause::WorkerDisk | InfraCause::Source => false,
+            InfraCause::StopIgnored => {
+                let slow = |run: &RunPlan| run.obeys_after.iter().any(|after| *after > 10_000);
+                !self.is_calm() || self.runs.iter().any(slow)
+            }
+        }
+    }
+
+    /// Whether nothing goes wrong that may cost an attempt.
+    pub(crate) fn is_calm(&self) -> bool {
+        let nobody_dies = self.hosts.iter().all(|host| !host.dies);
+        let nothing = self.faults.is_empty() && self.loss == 0 && self.prepare_fails == 0 && nobody_dies;
+        self.calm || nothing
+    }
+
     /// The scenario of a seed.
     pub fn draw(rng: &mut Rng, sabotage: Sabotage) -> Self {
         let settings = Settings {

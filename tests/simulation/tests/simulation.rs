@@ -78,13 +78,26 @@ fn a_worker_that_starts_steps_without_asking_is_caught() {
 }
 
 #[test]
+fn a_coordinator_that_forgets_what_jobs_need_is_caught() {
+    caught(Sabotage::DropsNeeds, "a job starts only after all that it needs passed");
+}
+
+#[test]
+fn a_coordinator_that_puts_false_ends_down_is_caught() {
+    for sabotage in [Sabotage::PutsDownSkipped, Sabotage::PutsDownCancelled] {
+        caught(sabotage, "the verdict is the true one");
+    }
+    caught(Sabotage::PutsDownInfra, "the farm fails only by what went wrong with it");
+}
+
+#[test]
 fn a_worker_that_does_not_say_that_it_only_sends_is_caught() {
     caught(Sabotage::SendsUnsaid, "the verdict is the true one");
 }
 
 #[test]
 fn a_coordinator_that_holds_calls_too_long_is_caught() {
-    caught(Sabotage::HoldsTooLong, "without need nothing is tried again");
+    caught(Sabotage::HoldsTooLong, "the farm fails only by what went wrong with it");
 }
 
 #[test]

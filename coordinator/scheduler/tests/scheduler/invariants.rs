@@ -43,7 +43,7 @@ fn names(state: &State) -> BTreeSet<&'static str> {
 #[test]
 fn each_truth_about_a_state_can_be_broken() {
     type Harm = fn(&mut State);
-    let harms: [(&str, Harm); 11] = [
+    let harms: [(&str, Harm); 13] = [
         ("a job has at most one live attempt", |state| {
             let second = Attempt { id: RUN.job(1).attempt(2), fence: Fence(90), ..attempt(state, 1) };
             state.attempts.insert(second.id, second);
@@ -54,6 +54,13 @@ fn each_truth_about_a_state_can_be_broken() {
         ("a waiting job has a need that is open, and none that failed", |state| {
             let ended = Timestamp(0);
             set(state, 2, JobState::Finished { outcome: Outcome::Passed, started: None, ended });
+        }),
+        ("a job is queued or placed only after all that it needs passed", |state| {
+            set(state, 3, JobState::Queued { since: Timestamp(0), not_before: Timestamp(0) });
+        }),
+        ("a job is skipped only if something that it needs did not pass", |state| {
+            let (outcome, ended) = (Outcome::Skipped { reason: "for fun".into() }, Timestamp(0));
+            set(state, 3, JobState::Finished { outcome, started: None, ended });
         }),
         ("attempts are counted from 1 without gaps and never beyond the limit", |state| {
             if let Some(job) = state.jobs.get_mut(&RUN.job(1)) {
