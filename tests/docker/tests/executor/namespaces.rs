@@ -16,13 +16,13 @@ async fn run(farm: &Farm) -> String {
 #[tokio::test]
 async fn one_that_is_clean_is_used_again_and_nothing_of_it_is_seen_in_it() {
     let mut farm = farm!(NAMESPACE).with_holders();
-    let own = run(&farm).await;
+    // It finds none, and has one made.
+    run(&farm).await;
     farm.when_held().await;
     farm.next_attempt();
     let first = run(&farm).await;
     farm.next_attempt();
     let second = run(&farm).await;
-    assert_ne!(own, first, "the first made its own");
     assert_eq!(first, second);
     assert!(first.contains("127.0.0.1/8"), "{first}");
     farm.close_holders().await;
@@ -33,7 +33,7 @@ async fn one_that_is_clean_is_used_again_and_nothing_of_it_is_seen_in_it() {
 #[tokio::test]
 async fn one_in_which_a_connection_lingers_is_not_lent_again() {
     // Until one is in TIME_WAIT: whether it comes to that depends on who closes first.
-    let script = "readlink /proc/self/ns/net
+    let script = "grep -c ' 06 ' /proc/net/tcp || true
         until grep -q ' 06 ' /proc/net/tcp; do
             nc -l -p 7000 </dev/null & sleep 0.2; echo hello | nc -w 1 127.0.0.1 7000 || true; wait
         done";
@@ -45,9 +45,8 @@ async fn one_in_which_a_connection_lingers_is_not_lent_again() {
         farm.next_attempt();
         seen.push(run(&farm).await.lines().next().unwrap().to_owned());
     }
-    seen.sort();
-    seen.dedup();
-    assert_eq!(seen.len(), 3, "{seen:?}");
+    // Not by the namespaces' names, which the kernel gives again.
+    assert_eq!(seen, ["0"; 3], "connections that linger at the beginning of each");
     farm.close_holders().await;
     assert_eq!(farm.containers().await, [""; 0]);
 }
