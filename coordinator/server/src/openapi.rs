@@ -37,8 +37,8 @@ fn describe(routes: &[Route]) -> Value {
         "info": {
             "title": "Buildyard coordinator",
             "version": "v1",
-            "description": "Errors are application/problem+json. Bodies are JSON unless said otherwise; their types \
-                            are defined in pipelines/types/src/api.rs and worker.rs.",
+            "description": "Errors are application/problem+json. Bodies are JSON unless said otherwise. Their schemas \
+                            are names only: the types are defined in pipelines/types/src/api.rs and worker.rs.",
             "license": { "name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT" },
         },
         "paths": paths,

@@ -1,6 +1,5 @@
 //! What happened, as a list or as a stream.
 
-use std::io;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use buildyard_types::RunId;
 use bytes::Bytes;
-use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
@@ -19,7 +17,7 @@ use crate::app::{Admin, App};
 use crate::error::{ApiError, ApiResult, Code};
 use crate::extract::{Id, Query, accepts, header_text};
 use crate::routes::Route;
-use crate::sse::{self, Woken};
+use crate::sse::{self, Piece, Teller, Woken};
 
 /// Events in one piece of a stream, or in a list when nobody says how many.
 const PAGE: u32 = 200;
@@ -91,7 +89,7 @@ async fn answer(
     };
     let (closing, news) = (app.closing.clone(), app.events.clone());
     let story = Story { app, run, after, closing, news, over: false, _permit: permit };
-    Ok(sse::response(story.stream()))
+    Ok(sse::response(sse::told(story)))
 }
 
 /// Events that are being told.
@@ -111,24 +109,11 @@ struct End {
     run: RunId,
 }
 
-impl Story {
-    fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
-        stream::unfold(Some(self), |state| async {
-            let mut story = state?;
-            match story.piece().await {
-                Ok((bytes, false)) => Some((Ok(bytes), Some(story))),
-                Ok((bytes, true)) => Some((Ok(bytes), None)),
-                // The reader comes again and says what it has.
-                Err(error) => Some((Err(io::Error::other(error.detail)), None)),
-            }
-        })
-    }
-
-    /// The next piece, and whether it is the last.
-    async fn piece(&mut self) -> ApiResult<(Bytes, bool)> {
+impl Teller for Story {
+    async fn piece(&mut self) -> ApiResult<Piece> {
         loop {
             if *self.closing.borrow() {
-                return Ok((Bytes::new(), true));
+                return Ok(Piece::Last(Bytes::new()));
             }
             // Marked as seen before looking: what comes between the two wakes the wait below.
             self.news.borrow_and_update();
@@ -137,13 +122,13 @@ impl Story {
                 self.after = last.sequence;
                 let mut out = Vec::new();
                 events.iter().for_each(|event| sse::push(&mut out, event.sequence, None, event));
-                return Ok((out.into(), false));
+                return Ok(Piece::More(out.into()));
             }
             if let Some(run) = self.run {
                 if self.over {
                     let mut out = Vec::new();
                     sse::push(&mut out, self.after, Some("end"), &End { run });
-                    return Ok((out.into(), true));
+                    return Ok(Piece::Last(out.into()));
                 }
                 let known = self.app.store.run(run).await?;
                 if known.is_none_or(|run| run.state.is_final()) {
@@ -160,8 +145,8 @@ impl Story {
             };
             match sse::wait(news, &mut self.closing).await {
                 Woken::News => {}
-                Woken::Silence => return Ok((Bytes::from_static(sse::STILL_HERE), false)),
-                Woken::Closing => return Ok((Bytes::new(), true)),
+                Woken::Silence => return Ok(Piece::More(Bytes::from_static(sse::STILL_HERE))),
+                Woken::Closing => return Ok(Piece::Last(Bytes::new())),
             }
         }
     }

@@ -1,6 +1,5 @@
 //! Logs of attempts: as text, as lines of JSON, as they are stored, or as a stream of events.
 
-use std::io;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -13,7 +12,6 @@ use buildyard_store::LogState;
 use buildyard_types::log::RecordKind;
 use buildyard_types::{AttemptId, JobId};
 use bytes::Bytes;
-use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
@@ -23,7 +21,7 @@ use crate::error::{ApiError, ApiResult, Code, chain};
 use crate::extract::{Id, Query, accepts, header_text};
 use crate::logs::{Block, LogReader, line};
 use crate::routes::Route;
-use crate::sse::{self, Woken};
+use crate::sse::{self, Piece, Teller, Woken};
 
 pub(super) fn routes() -> Vec<Route> {
     const QUERY: &[&str] = &["format", "offset", "follow"];
@@ -141,7 +139,7 @@ fn answer(
         app,
         _permit: permit,
     };
-    let body = tail.stream();
+    let body = sse::told(tail);
     if format == Format::Events {
         return Ok(sse::response(body));
     }
@@ -174,23 +172,7 @@ struct End {
     finished: bool,
 }
 
-impl Tail {
-    /// Pieces are made one at a time, when the client has taken the one before.
-    fn stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send {
-        stream::unfold(Some(self), |state| async {
-            let mut tail = state?;
-            match tail.piece().await {
-                Ok(Piece::Bytes(bytes)) => Some((Ok(bytes), Some(tail))),
-                Ok(Piece::Last(bytes)) => Some((Ok(bytes), None)),
-                Err(error) => {
-                    // The head of the answer is out; breaking the body off is the one way to say so.
-                    tracing::warn!(attempt_id = %tail.attempt, error = error.detail, "a log's reader broke off");
-                    Some((Err(io::Error::other(error.detail)), None))
-                }
-            }
-        })
-    }
-
+impl Teller for Tail {
     async fn piece(&mut self) -> ApiResult<Piece> {
         loop {
             if self.follow && *self.closing.borrow() {
@@ -203,13 +185,13 @@ impl Tail {
                 if bytes.is_empty() {
                     continue;
                 }
-                return Ok(Piece::Bytes(bytes));
+                return Ok(Piece::More(bytes));
             }
             let (over, finished) = self.state().await?;
             if over || !self.follow {
                 // What was added between the look and the question is still to be read.
                 if let Some(block) = self.reader.next().await? {
-                    return Ok(Piece::Bytes(self.render(&block)));
+                    return Ok(Piece::More(self.render(&block)));
                 }
                 return Ok(Piece::Last(self.end(finished)));
             }
@@ -217,14 +199,16 @@ impl Tail {
                 Woken::News => {}
                 // Silence is also the moment to look whether the attempt ended without a word to its log.
                 Woken::Silence if self.format == Format::Events => {
-                    return Ok(Piece::Bytes(Bytes::from_static(sse::STILL_HERE)));
+                    return Ok(Piece::More(Bytes::from_static(sse::STILL_HERE)));
                 }
                 Woken::Silence => {}
                 Woken::Closing => return Ok(Piece::Last(Bytes::new())),
             }
         }
     }
+}
 
+impl Tail {
     /// Whether nothing more will come, and whether the log is complete.
     async fn state(&self) -> ApiResult<(bool, bool)> {
         let known = self.app.store.attempt(self.attempt).await.map_err(|error| {
@@ -276,9 +260,4 @@ impl Tail {
         }
         out.into()
     }
-}
-
-enum Piece {
-    Bytes(Bytes),
-    Last(Bytes),
 }
