@@ -1,6 +1,6 @@
 //! The one entry: decide, then apply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_types::worker::{AttemptReport, Capacity, SyncResponse, longest_hold};
 use buildyard_types::{AttemptId, JobId, Millis, Timestamp, WorkerId};
@@ -89,7 +89,12 @@ impl Core {
 
     /// Why a job does not run yet; `None` when it is not waiting or not known here.
     pub fn why(&self, job: JobId, now: Timestamp) -> Option<WhyWaiting> {
-        why::why(&self.state, job, now)
+        self.why_each(&[job], now).remove(&job)
+    }
+
+    /// The same for many jobs, at the price of one look at the farm for each demand among them.
+    pub fn why_each(&self, jobs: &[JobId], now: Timestamp) -> BTreeMap<JobId, WhyWaiting> {
+        why::why_each(&self.state, jobs, now)
     }
 
     /// Whether a worker answers; `None` when there is no such worker.

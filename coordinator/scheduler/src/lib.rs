@@ -27,4 +27,4 @@ pub use crate::core::{Answer, Core, Decision, SettledRun};
 pub use input::{Input, Rejection, Reply};
 pub use record::{Compiled, Record};
 pub use state::{Loaded, Settings, State};
-pub use why::WhyWaiting;
+pub use why::{Names, WhyWaiting};

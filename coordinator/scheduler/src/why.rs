@@ -1,5 +1,6 @@
 //! Why a job does not run yet: the question that users ask.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use buildyard_types::worker::Capacity;
@@ -50,11 +51,11 @@ pub enum WhyWaiting {
     /// Workers match, but none of them takes work.
     NoneAvailable {
         /// Matching workers that do not answer.
-        away: Vec<String>,
+        away: Names,
         /// Matching workers that were cordoned.
-        cordoned: Vec<String>,
+        cordoned: Names,
         /// Matching workers that cannot work, each with its own sentence.
-        unfit: Vec<String>,
+        unfit: Names,
     },
     /// Workers match and take work, but have no room.
     Busy {
@@ -71,15 +72,73 @@ pub enum WhyWaiting {
     Next,
 }
 
-/// Why a job does not run yet; `None` when it is not waiting or not known.
-pub(crate) fn why(state: &State, job: JobId, now: Timestamp) -> Option<WhyWaiting> {
-    let job = state.jobs.get(&job)?;
+/// The first few of some names, and how many more there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Names {
+    /// Most names that are kept: a sentence stays one, however large the farm is.
+    const MOST: usize = 5;
+
+    fn push(&mut self, name: impl FnOnce() -> String) {
+        if self.first.len() < Self::MOST {
+            self.first.push(name());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+}
+
+impl FromIterator<String> for Names {
+    fn from_iter<I: IntoIterator<Item = String>>(names: I) -> Self {
+        let mut kept = Self::default();
+        names.into_iter().for_each(|name| kept.push(|| name));
+        kept
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.first.join(", "))?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
+}
+
+/// Why each of some jobs does not run yet. Those that are not waiting, or not known, are left out. The farm is
+/// looked over once for all jobs of one demand.
+pub(crate) fn why_each(state: &State, jobs: &[JobId], now: Timestamp) -> BTreeMap<JobId, WhyWaiting> {
+    let mut by_demand: BTreeMap<Demand, WhyWaiting> = BTreeMap::new();
+    let known = jobs.iter().filter_map(|job| state.jobs.get(job));
+    known.filter_map(|job| Some((job.id, why(state, job, now, &mut by_demand)?))).collect()
+}
+
+fn why(
+    state: &State,
+    job: &Job,
+    now: Timestamp,
+    by_demand: &mut BTreeMap<Demand, WhyWaiting>,
+) -> Option<WhyWaiting> {
     match &job.state {
         JobState::Waiting => Some(WhyWaiting::Needs { jobs: open_needs(state, job) }),
         JobState::Queued { not_before, .. } if *not_before > now => {
             Some(WhyWaiting::BackingOff { until: *not_before, now })
         }
-        JobState::Queued { since, .. } => Some(queued(state, job, *since, now)),
+        JobState::Queued { since, .. } => {
+            let demand = Demand::of(&job.spec);
+            let entry = by_demand.entry(demand.clone());
+            let mut why = entry.or_insert_with(|| queued(state, &demand, now)).clone();
+            if let WhyWaiting::Busy { ahead, .. } = &mut why {
+                *ahead = state.index.queue.ahead(&demand, (*since, job.id), MOST_AHEAD);
+            }
+            Some(why)
+        }
         JobState::Assigned { .. }
         | JobState::Running { .. }
         | JobState::Stopping { .. }
@@ -92,25 +151,25 @@ fn open_needs(state: &State, job: &Job) -> Vec<String> {
     needs.filter(|need| need.state.outcome().is_none()).map(|need| need.spec.name.clone()).collect()
 }
 
-fn queued(state: &State, job: &Job, since: Timestamp, now: Timestamp) -> WhyWaiting {
+/// Why a job of this demand is not on a worker; how many are ahead of it is left at none.
+fn queued(state: &State, demand: &Demand, now: Timestamp) -> WhyWaiting {
     if state.workers.is_empty() {
         return WhyWaiting::NoWorkerJoined;
     }
-    let demand = Demand::of(&job.spec);
-    match unmet(state, &demand) {
+    match unmet(state, demand) {
         Some(Unmet::Labels { nearest, missing }) => return WhyWaiting::NoneMatches { nearest, missing },
         Some(Unmet::Size { nearest, lacking }) => return WhyWaiting::NoneLargeEnough { nearest, lacking },
         None => {}
     }
-    let (mut away, mut cordoned, mut unfit) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut away, mut cordoned, mut unfit) = (Names::default(), Names::default(), Names::default());
     let mut takers: Vec<Capacity> = Vec::new();
-    for worker in state.workers.values().filter(|worker| could_take(worker, &demand)) {
-        let name = worker.name.clone();
+    for worker in state.workers.values().filter(|worker| could_take(worker, demand)) {
+        let name = || worker.name.clone();
         match takes_work(state, worker, now) {
             Ok(()) => takers.push(minus(worker.offer.capacity, state.used(worker.id))),
             Err(TakesNone::Away) => away.push(name),
             Err(TakesNone::Cordoned) => cordoned.push(name),
-            Err(TakesNone::Unfit(reason)) => unfit.push(format!("{name} ({reason})")),
+            Err(TakesNone::Unfit(reason)) => unfit.push(|| format!("{} ({reason})", worker.name)),
         }
     }
     let Some(most_free) = takers.iter().max_by_key(|free| Room::of(**free)) else {
@@ -123,7 +182,7 @@ fn queued(state: &State, job: &Job, since: Timestamp, now: Timestamp) -> WhyWait
         workers: takers.len(),
         needs: demand.share.to_string(),
         free: room(most_free),
-        ahead: state.index.queue.ahead(&demand, (since, job.id), MOST_AHEAD),
+        ahead: 0,
     }
 }
 
@@ -153,7 +212,7 @@ impl fmt::Display for WhyWaiting {
                 let said: Vec<String> = [("away", away), ("cordoned", cordoned), ("unfit", unfit)]
                     .into_iter()
                     .filter(|(_, names)| !names.is_empty())
-                    .map(|(what, names)| format!("{what}: {}", some_of(names)))
+                    .map(|(what, names)| format!("{what}: {names}"))
                     .collect();
                 write!(f, "no matching worker takes work ({})", said.join("; "))
             }
@@ -172,14 +231,5 @@ impl fmt::Display for WhyWaiting {
             }
             WhyWaiting::Next => f.write_str("is placed next"),
         }
-    }
-}
-
-/// The first few names, so that a sentence stays one.
-fn some_of(names: &[String]) -> String {
-    const SHOWN: usize = 5;
-    match names.len().checked_sub(SHOWN) {
-        Some(more @ 1..) => format!("{} and {more} more", names[..SHOWN].join(", ")),
-        Some(0) | None => names.join(", "),
     }
 }

@@ -1,6 +1,6 @@
 //! What is on record, as people and programs see it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_scheduler::lifecycle::attempt::{Attempt, AttemptState};
 use buildyard_scheduler::lifecycle::job::{Job, JobState};
@@ -16,17 +16,18 @@ use crate::sentences::{count, ended, mistakes, short, verdict_clause};
 /// What the store does not know and the views show.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Live {
-    /// Names of the workers.
+    /// Names of the workers that are spoken of.
     pub(crate) workers: BTreeMap<WorkerId, String>,
     /// Why jobs wait.
     pub(crate) why: BTreeMap<JobId, String>,
 }
 
 impl Live {
-    /// What the core knows of some jobs.
-    pub(crate) fn of(core: &Core, now: Timestamp, jobs: &[JobId]) -> Self {
-        let workers = core.state().workers.values().map(|worker| (worker.id, worker.name.clone())).collect();
-        let why = jobs.iter().filter_map(|job| Some((*job, core.why(*job, now)?.to_string()))).collect();
+    /// What the core knows of some jobs and workers.
+    pub(crate) fn of(core: &Core, now: Timestamp, jobs: &[JobId], workers: &BTreeSet<WorkerId>) -> Self {
+        let known = workers.iter().filter_map(|worker| core.state().workers.get(worker));
+        let workers = known.map(|worker| (worker.id, worker.name.clone())).collect();
+        let why = core.why_each(jobs, now).into_iter().map(|(job, why)| (job, why.to_string())).collect();
         Self { workers, why }
     }
 
@@ -44,6 +45,11 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
+    /// The workers of its attempts.
+    pub(crate) fn workers(&self) -> BTreeSet<WorkerId> {
+        self.attempts.iter().map(|(attempt, _)| attempt.worker).collect()
+    }
+
     /// The jobs that wait for something.
     pub(crate) fn waiting(&self) -> Vec<JobId> {
         let waits = |job: &&Job| match job.state {

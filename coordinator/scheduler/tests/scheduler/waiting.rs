@@ -88,9 +88,24 @@ fn of_what_is_not_known_nothing_is_said() {
 }
 
 #[test]
+fn many_jobs_are_explained_as_each_alone() {
+    let mut farm = Farm::new();
+    farm.worker_of("gpu", capacity(1, 4));
+    let jobs = vec![job("a"), job("b"), job("c"), needing("d", &["c"]), labelled("e", "gpu"), sized("f", 3)];
+    let run = farm.run(jobs);
+    let jobs: Vec<JobId> = (0..6).map(|index| run.job(index)).collect();
+    let each = farm.core.why_each(&jobs, Timestamp(farm.now));
+    assert_eq!(each.len(), 5, "{each:?}");
+    for job in jobs {
+        assert_eq!(each.get(&job), farm.core.why(job, Timestamp(farm.now)).as_ref(), "{job}");
+    }
+}
+
+#[test]
 fn a_long_list_of_names_is_cut() {
     let away = (1..=7).map(|number| format!("worker-{number}")).collect();
-    let why = WhyWaiting::NoneAvailable { away, cordoned: Vec::new(), unfit: Vec::new() };
+    let (cordoned, unfit) = Default::default();
+    let why = WhyWaiting::NoneAvailable { away, cordoned, unfit };
     assert_eq!(
         why.to_string(),
         "no matching worker takes work (away: worker-1, worker-2, worker-3, worker-4, worker-5 and 2 more)"

@@ -58,12 +58,12 @@ async fn answer(State(app): AppState, _: Admin, path: PathText) -> ApiResult<Jso
     match subject(path.text("id"))? {
         Subject::Run(id) => {
             let whole = whole_run(&app, id).await?;
-            let live = live(&app, whole.jobs.iter().map(|job| job.id).collect()).await;
+            let live = live(&app, &whole, whole.jobs.iter().map(|job| job.id).collect()).await;
             Ok(Json(explain::run(&whole, &live)))
         }
         Subject::Job(id) => {
             let whole = whole_with(&app, id).await?;
-            let live = live(&app, whole.jobs.iter().map(|job| job.id).collect()).await;
+            let live = live(&app, &whole, whole.jobs.iter().map(|job| job.id).collect()).await;
             let newest = whole.attempts_at(id).max_by_key(|(attempt, _)| attempt.id);
             let tail = match newest {
                 Some((attempt, log)) => tail(&app, attempt.id, log.length).await,
@@ -95,7 +95,7 @@ async fn attempt(app: &App, id: AttemptId) -> ApiResult<Json<Explanation>> {
         AttemptState::Live => Vec::new(),
         AttemptState::Ended { .. } | AttemptState::Removed { .. } => tail(app, id, known.1.length).await,
     };
-    let live = live(app, Vec::new()).await;
+    let live = live(app, &whole, Vec::new()).await;
     Ok(Json(explain::attempt(&whole, id, known, &live, &tail)))
 }
 

@@ -24,7 +24,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn view_of(app: &App, id: JobId) -> ApiResult<JobView> {
     let whole = whole_with(app, id).await?;
-    let live = live(app, vec![id]).await;
+    let live = live(app, &whole, vec![id]).await;
     let job = whole.job(id).ok_or_else(|| ApiError::new(Code::JobNotFound, format!("there is no {id}")))?;
     Ok(whole.job_view(job, &live))
 }

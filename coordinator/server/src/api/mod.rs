@@ -56,8 +56,9 @@ async fn whole_with(app: &App, job: JobId) -> ApiResult<Whole> {
 }
 
 /// What the scheduler knows beyond the store. If it does not answer, views do without.
-async fn live(app: &App, jobs: Vec<JobId>) -> Live {
-    app.driver.look(move |core, now| Live::of(core, now, &jobs)).await.unwrap_or_default()
+async fn live(app: &App, whole: &Whole, jobs: Vec<JobId>) -> Live {
+    let workers = whole.workers();
+    app.driver.look(move |core, now| Live::of(core, now, &jobs, &workers)).await.unwrap_or_default()
 }
 
 pub(crate) type AppState = axum::extract::State<Arc<App>>;

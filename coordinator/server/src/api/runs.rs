@@ -200,7 +200,7 @@ async fn list(State(app): AppState, _: Admin, Query(asked): Query<ListQuery>) ->
 
 async fn view_of(app: &App, run: RunId) -> ApiResult<RunView> {
     let whole = whole_run(app, run).await?;
-    Ok(whole.view(&live(app, whole.waiting()).await))
+    Ok(whole.view(&live(app, &whole, whole.waiting()).await))
 }
 
 async fn show(State(app): AppState, _: Admin, Id(run): Id<RunId>) -> ApiResult<Json<RunView>> {
