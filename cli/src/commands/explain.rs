@@ -70,7 +70,11 @@ fn show(context: &Context, answer: &Explanation) -> Result {
         output::print(&context.ui.paint(tone, text))?;
     }
     for detail in &answer.details {
-        output::print(&format!("  - {}", terminal::line(detail)))?;
+        // The end of a log is a detail of several lines.
+        for (index, line) in detail.lines().enumerate() {
+            let mark = if index == 0 { '-' } else { ' ' };
+            output::print(&format!("  {mark} {}", terminal::line(line)))?;
+        }
     }
     for next in &answer.next {
         output::print(&format!("next: {}", terminal::line(next)))?;

@@ -240,7 +240,8 @@ fn explain(subject: &str) -> Answer {
     }
     json_answer(&json!({
         "subject": subject, "sentence": format!("{subject} failed: step `unit` ended with exit code 2."), "fault": "job",
-        "details": ["it ran 9.5s on worker one", "the run before it passed\u{1b}[2J"],
+        "details": ["it ran 9.5s on worker one", "the run before it passed\u{1b}[2J",
+                    "the last lines of its log:\n  expected 1\n  got 2"],
         "next": ["buildyard logs 43/test"],
     }))
 }
