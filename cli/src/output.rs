@@ -228,7 +228,7 @@ pub(crate) fn short_ref(name: &str) -> &str {
 pub(crate) fn run_word(run: &RunView) -> (Tone, String) {
     match run.verdict {
         Some(verdict) => (verdict_tone(verdict), verdict.to_string()),
-        None => (Tone::Dim, run.state.clone()),
+        None => (Tone::Dim, run.state.to_string()),
     }
 }
 

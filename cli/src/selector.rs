@@ -75,7 +75,7 @@ impl Selectable for RunView {
 
     fn values(&self, key: &str) -> Vec<String> {
         match key {
-            "state" => vec![output::run_word(self).1, self.state.clone()],
+            "state" => vec![output::run_word(self).1, self.state.to_string()],
             "pipeline" => vec![self.pipeline.clone()],
             "file" => vec![self.file.clone()],
             "repository" => vec![self.repository.clone()],
@@ -94,7 +94,7 @@ impl Selectable for JobView {
 
     fn values(&self, key: &str) -> Vec<String> {
         match key {
-            "state" => vec![jobs::word(self), self.state.clone()],
+            "state" => vec![jobs::word(self), self.state.to_string()],
             "name" => vec![self.name.clone()],
             "image" => vec![self.image.clone()],
             "worker" => {
@@ -114,7 +114,7 @@ impl Selectable for WorkerView {
 
     fn values(&self, key: &str) -> Vec<String> {
         match key {
-            "state" => vec![self.liveness.clone()],
+            "state" => vec![self.liveness.to_string()],
             "name" => vec![self.name.clone()],
             "cordoned" => vec![self.cordoned.to_string()],
             "pool" => self.labels.pools.iter().cloned().collect(),

@@ -116,7 +116,7 @@ pub(crate) fn table(jobs: &[JobView]) -> Table {
 
 /// The word for where a job is.
 pub(crate) fn word(job: &JobView) -> String {
-    job.outcome.as_ref().map_or_else(|| job.state.clone(), |outcome| outcome.class().to_owned())
+    job.outcome.as_ref().map_or_else(|| job.state.to_string(), |outcome| outcome.class().to_owned())
 }
 
 /// How long a job has run, or ran.
@@ -152,7 +152,7 @@ async fn show(context: &Context, client: &Client, id: &str) -> Result {
 }
 
 fn show_attempt(attempt: &AttemptView) -> Result {
-    let end = attempt.outcome.as_ref().map_or_else(|| attempt.state.clone(), ToString::to_string);
+    let end = attempt.outcome.as_ref().map_or_else(|| attempt.state.to_string(), ToString::to_string);
     let title = format!("{} on {}: {end}", attempt.id, attempt.worker_name);
     output::print(&format!("\n{}", terminal::line(&title)))?;
     let mut facts = vec![format!("placed  {}", output::utc(attempt.placed_at))];

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buildyard_types::api::{AttemptView, JobView, LogLine, RunView};
+use buildyard_types::api::{AttemptView, JobView, LogLine, RunState, RunView};
 use buildyard_types::{AttemptId, JobId, RunId};
 use clap::Args;
 use serde::Serialize;
@@ -131,7 +131,7 @@ async fn jobs_of(plan: &Plan, target: &Target, failed: bool) -> Result<Vec<JobVi
 async fn jobs_of_run(plan: &Plan, run: RunId) -> Result<Vec<JobView>> {
     loop {
         let view = target::run(&plan.client, run).await?;
-        if view.state != "received" || plan.mode == Mode::Now {
+        if view.state != RunState::Received || plan.mode == Mode::Now {
             return Ok(view.jobs);
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use buildyard_types::api::{StatusView, WorkerView};
+use buildyard_types::api::{Liveness, StatusView, WorkerView};
 use buildyard_types::size::rounded;
 use buildyard_types::time::HumanDuration;
 use buildyard_types::{Millis, WorkerId};
@@ -230,7 +230,7 @@ async fn look(settings: &Settings, record: &Record) -> Option<Started> {
     client.get::<StatusView>(&["status"], &[]).await.ok()?;
     let own = own_worker(settings)?;
     let workers: Vec<WorkerView> = client.get(&["workers"], &[]).await.ok()?;
-    let worker = workers.into_iter().find(|worker| worker.id == own && worker.liveness == "fresh")?;
+    let worker = workers.into_iter().find(|worker| worker.id == own && worker.liveness == Liveness::Fresh)?;
     Some(Started {
         coordinator: client.url().to_owned(),
         worker,

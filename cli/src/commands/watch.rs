@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use buildyard_types::api::{EventView, RunList, RunView, TriggerResponse};
+use buildyard_types::api::{EventView, RunList, RunState, RunView, TriggerResponse};
 use buildyard_types::time::HumanDuration;
 use buildyard_types::{RunId, Verdict};
 use clap::Args;
@@ -194,7 +194,10 @@ async fn follow_to_end(client: &Client, run: RunId, updates: &mpsc::Sender<Updat
 
 /// Whether nothing will happen to a run any more.
 pub(crate) fn is_final(run: &RunView) -> bool {
-    run.verdict.is_some() && matches!(run.state.as_str(), "finished" | "refused")
+    match run.state {
+        RunState::Finished | RunState::Refused => true,
+        RunState::Received | RunState::AwaitingApproval | RunState::Active => false,
+    }
 }
 
 /// The verdict in a line, the diagnostics of a refused run, three lines for each red job.

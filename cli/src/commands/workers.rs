@@ -185,7 +185,7 @@ fn state(worker: &WorkerView) -> String {
     }
     match &worker.unfit {
         Some(reason) => format!("{}, takes none: {reason}", worker.liveness),
-        None => worker.liveness.clone(),
+        None => worker.liveness.to_string(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use buildyard_types::AttemptId;
-use buildyard_types::api::{AttemptView, LogLine};
+use buildyard_types::api::{AttemptState, AttemptView, LogLine};
 
 use crate::client::{Client, Follow, Followed};
 use crate::exit::{CliError, Result};
@@ -104,7 +104,10 @@ impl Reader {
 }
 
 fn ending(view: &AttemptView, read: u64) -> Ending {
-    let over = matches!(view.state.as_str(), "ended" | "removed");
+    let over = match view.state {
+        AttemptState::Ended | AttemptState::Removed => true,
+        AttemptState::Assigned | AttemptState::Running | AttemptState::Stopping => false,
+    };
     match (view.log_finished, over) {
         (true, _) if read >= view.log_length => Ending::Whole,
         (false, true) if read >= view.log_length => Ending::Cut,

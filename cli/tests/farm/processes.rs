@@ -1,6 +1,7 @@
 //! `up` supervises processes: killing one restarts that one and no other.
 
 use crate::harness::{Farm, Role, said, wait_for};
+use buildyard_types::api::JobState;
 
 #[test]
 fn killing_one_process_restarts_that_one() {
@@ -31,7 +32,7 @@ fn a_farm_goes_down_while_somebody_follows_a_log() {
         "name = \"long\"\n[jobs.long]\nimage = \"{image}\"\nnetwork = \"none\"\nrun = \"echo on; sleep 600\"\n"
     );
     let run = farm.trigger(&farm.repository("long", &pipeline, &[]));
-    wait_for("the job to run", || (farm.show(&run).jobs.first()?.state == "running").then_some(()));
+    wait_for("the job to run", || (farm.show(&run).jobs.first()?.state == JobState::Running).then_some(()));
     let mut follower = farm
         .command(&["logs", &run.id.to_string(), "-f"])
         .stdout(std::process::Stdio::null())

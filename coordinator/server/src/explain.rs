@@ -4,7 +4,7 @@ use buildyard_scheduler::lifecycle::attempt::{Attempt, AttemptState};
 use buildyard_scheduler::lifecycle::job::{Job, JobState};
 use buildyard_scheduler::lifecycle::run::RunState;
 use buildyard_store::LogState;
-use buildyard_types::api::{Explanation, WorkerView};
+use buildyard_types::api::{Explanation, Liveness, WorkerView};
 use buildyard_types::{AttemptId, Fault, JobId, Outcome, Verdict};
 
 use crate::sentences::{count, ended, fault_sentence, short};
@@ -195,14 +195,14 @@ pub(crate) fn worker(view: &WorkerView) -> Explanation {
     let mut details = vec![format!("it offers {}", view.labels)];
     let mut next = Vec::new();
     let held = count(view.attempts.len(), "attempt");
-    let (sentence, fault) = match (view.liveness.as_str(), view.cordoned, &view.unfit) {
-        ("quiet", ..) => {
+    let (sentence, fault) = match (view.liveness, view.cordoned, &view.unfit) {
+        (Liveness::Quiet, ..) => {
             next.push(format!(
                 "see whether `buildyard serve worker` runs on {name} and reaches the coordinator"
             ));
             (format!("worker {name} does not answer"), Some(Fault::Farm))
         }
-        ("unknown", ..) => {
+        (Liveness::Unknown, ..) => {
             (format!("worker {name} has not called since the coordinator started"), Some(Fault::Farm))
         }
         (_, true, _) => {

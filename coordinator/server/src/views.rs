@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use buildyard_scheduler::Core;
 use buildyard_scheduler::lifecycle::attempt::{Attempt, AttemptState};
 use buildyard_scheduler::lifecycle::job::{Job, JobState};
 use buildyard_scheduler::lifecycle::run::{Run, RunState};
-use buildyard_scheduler::{Core, lifecycle::worker::Worker};
+use buildyard_scheduler::lifecycle::worker::{Liveness, Worker};
 use buildyard_store::LogState;
-use buildyard_types::api::{AttemptView, JobView, RunView, WorkerView};
+use buildyard_types::api::{self, AttemptView, JobView, RunView, WorkerView};
 use buildyard_types::worker::Usage;
 use buildyard_types::{JobId, Outcome, Timestamp, Verdict, WorkerId};
 
@@ -92,7 +93,7 @@ impl Whole {
         JobView {
             id: job.id,
             name: job.spec.name.clone(),
-            state: job.state.name().to_owned(),
+            state: job_state(&job.state),
             outcome: job.state.outcome().cloned(),
             sentence: job_sentence(job, live),
             needs: job.spec.needs.clone(),
@@ -105,6 +106,27 @@ impl Whole {
                 .map(|(attempt, log)| attempt_view(attempt, log, job, live))
                 .collect(),
         }
+    }
+}
+
+fn job_state(state: &JobState) -> api::JobState {
+    match state {
+        JobState::Waiting => api::JobState::Waiting,
+        JobState::Queued { .. } => api::JobState::Queued,
+        JobState::Assigned { .. } => api::JobState::Assigned,
+        JobState::Running { .. } => api::JobState::Running,
+        JobState::Stopping { .. } => api::JobState::Stopping,
+        JobState::Finished { .. } => api::JobState::Finished,
+    }
+}
+
+fn run_state(state: &RunState) -> api::RunState {
+    match state {
+        RunState::Received => api::RunState::Received,
+        RunState::Refused { .. } => api::RunState::Refused,
+        RunState::AwaitingApproval { .. } => api::RunState::AwaitingApproval,
+        RunState::Active => api::RunState::Active,
+        RunState::Finished { .. } => api::RunState::Finished,
     }
 }
 
@@ -139,7 +161,7 @@ pub(crate) fn run_view(run: &Run, jobs: &[Job]) -> RunView {
         repository: run.source.repository.clone(),
         commit: run.source.commit.clone(),
         ref_name: run.source.ref_name.clone(),
-        state: run.state.name().to_owned(),
+        state: run_state(&run.state),
         verdict,
         sentence: run_sentence(run, jobs),
         diagnostics,
@@ -203,11 +225,11 @@ fn progress(jobs: &[Job]) -> String {
 fn attempt_view(attempt: &Attempt, log: &LogState, job: &Job, live: &Live) -> AttemptView {
     let holds = job.state.live().is_some_and(|(live, _)| live == attempt.id);
     let state = match (&attempt.state, &job.state) {
-        (AttemptState::Ended { .. }, _) => "ended",
-        (AttemptState::Removed { .. }, _) => "removed",
-        (AttemptState::Live, JobState::Stopping { .. }) if holds => "stopping",
-        (AttemptState::Live, JobState::Running { .. }) if holds => "running",
-        (AttemptState::Live, _) => "assigned",
+        (AttemptState::Ended { .. }, _) => api::AttemptState::Ended,
+        (AttemptState::Removed { .. }, _) => api::AttemptState::Removed,
+        (AttemptState::Live, JobState::Stopping { .. }) if holds => api::AttemptState::Stopping,
+        (AttemptState::Live, JobState::Running { .. }) if holds => api::AttemptState::Running,
+        (AttemptState::Live, _) => api::AttemptState::Assigned,
     };
     let ended_at = match &attempt.state {
         AttemptState::Live => None,
@@ -219,7 +241,7 @@ fn attempt_view(attempt: &Attempt, log: &LogState, job: &Job, live: &Live) -> At
         worker: attempt.worker,
         worker_name: live.worker_name(attempt.worker),
         fence: attempt.fence,
-        state: state.to_owned(),
+        state,
         outcome: report.map(|report| report.outcome.clone()),
         placed_at: attempt.placed_at,
         started_at: attempt.started_at,
@@ -235,11 +257,15 @@ fn attempt_view(attempt: &Attempt, log: &LogState, job: &Job, live: &Live) -> At
 
 /// A worker as it is now.
 pub(crate) fn worker_view(core: &Core, worker: &Worker, now: Timestamp) -> WorkerView {
-    let liveness = core.liveness(worker.id, now);
+    let liveness = match core.liveness(worker.id, now) {
+        Some(Liveness::Fresh) => api::Liveness::Fresh,
+        Some(Liveness::Quiet) => api::Liveness::Quiet,
+        Some(Liveness::Unknown) | None => api::Liveness::Unknown,
+    };
     WorkerView {
         id: worker.id,
         name: worker.name.clone(),
-        liveness: liveness.map_or("unknown", |liveness| liveness.as_str()).to_owned(),
+        liveness,
         last_heard_at: core.state().heard.get(&worker.id).map(|heard| heard.at),
         cordoned: worker.cordoned,
         unfit: worker.offer.unfit.clone(),

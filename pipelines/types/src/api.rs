@@ -3,6 +3,8 @@
 //! These are views. The scheduler's own types are converted into them at the edge, so that either can change
 //! without the other.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AttemptId, Fence, JobId, RunId, WorkerId};
@@ -11,6 +13,89 @@ use crate::label::Labels;
 use crate::outcome::{Outcome, Verdict};
 use crate::time::{Millis, Timestamp};
 use crate::worker::{ArtifactFile, Capacity, StepReport, Usage};
+
+macro_rules! words {
+    ($(#[doc = $what:literal])+ $name:ident { $(#[doc = $doc:literal] $word:ident = $text:literal,)+ }) => {
+        $(#[doc = $what])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum $name { $(#[doc = $doc] #[serde(rename = $text)] $word,)+ }
+
+        impl $name {
+            /// The word as it stands in the JSON.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$word => $text,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// Where a run is.
+    RunState {
+        /// On record; its file is not read yet.
+        Received = "received",
+        /// It will not be run as it is written.
+        Refused = "refused",
+        /// Somebody has to allow it.
+        AwaitingApproval = "awaiting_approval",
+        /// Its jobs wait and run.
+        Active = "active",
+        /// Nothing will happen to it any more.
+        Finished = "finished",
+    }
+}
+
+words! {
+    /// Where a job is.
+    JobState {
+        /// A gate is closed.
+        Waiting = "waiting",
+        /// No worker has it.
+        Queued = "queued",
+        /// A worker prepares it.
+        Assigned = "assigned",
+        /// Its steps run.
+        Running = "running",
+        /// It was told to stop.
+        Stopping = "stopping",
+        /// It ended.
+        Finished = "finished",
+    }
+}
+
+words! {
+    /// Where an attempt is.
+    AttemptState {
+        /// A worker prepares it.
+        Assigned = "assigned",
+        /// Its steps run.
+        Running = "running",
+        /// It was told to stop.
+        Stopping = "stopping",
+        /// It ended; something of it is still on its worker.
+        Ended = "ended",
+        /// Nothing of it is left.
+        Removed = "removed",
+    }
+}
+
+words! {
+    /// Whether a worker answers. Computed, never stored.
+    Liveness {
+        /// Heard of within its lease.
+        Fresh = "fresh",
+        /// Not heard of for longer.
+        Quiet = "quiet",
+        /// Not heard of since the coordinator started, which is less than a lease ago.
+        Unknown = "unknown",
+    }
+}
 
 /// An error, after RFC 9457 (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +153,8 @@ pub struct RunView {
     pub commit: String,
     /// The branch or tag that was asked for.
     pub ref_name: Option<String>,
-    /// `received`, `refused`, `awaiting_approval`, `active` or `finished`.
-    pub state: String,
+    /// Where it is.
+    pub state: RunState,
     /// Its verdict once finished or refused.
     pub verdict: Option<Verdict>,
     /// One sentence: what it is doing, or how it ended and whose fault it was.
@@ -103,8 +188,8 @@ pub struct JobView {
     pub id: JobId,
     /// Its name in the file.
     pub name: String,
-    /// `waiting`, `queued`, `assigned`, `running`, `stopping` or `finished`.
-    pub state: String,
+    /// Where it is.
+    pub state: JobState,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// One sentence: why it waits, where it runs, how it ended.
@@ -134,8 +219,8 @@ pub struct AttemptView {
     pub worker_name: String,
     /// The fence it carries.
     pub fence: Fence,
-    /// `assigned`, `running`, `stopping`, `ended` or `removed`.
-    pub state: String,
+    /// Where it is.
+    pub state: AttemptState,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// When it was placed.
@@ -165,8 +250,8 @@ pub struct WorkerView {
     pub id: WorkerId,
     /// The name that people see.
     pub name: String,
-    /// `fresh`, `quiet` or `unknown`.
-    pub liveness: String,
+    /// Whether it answers.
+    pub liveness: Liveness,
     /// When it was last heard of; absent if not since the coordinator started.
     pub last_heard_at: Option<Timestamp>,
     /// Whether it takes new attempts.
