@@ -81,7 +81,7 @@ pub fn forgotten_ms(settings: &Settings) -> Millis {
     silence_ms(settings)
 }
 
-/// When a worker is evicted that was told at `now` to stop an attempt.
+/// When an attempt that its worker was told at `now` to stop counts as ended without the worker's word.
 ///
 /// Never before lease and grace: an order that is still on its way is dead by then, since a session begins
 /// none whose lease is over.

@@ -31,7 +31,8 @@ pub struct Settings {
     pub retry_backoff_ms: Millis,
     /// Time between TERM and KILL.
     pub stop_grace_ms: Millis,
-    /// What a worker may take on top of that to report the end before it is evicted.
+    /// What a worker may take on top of that to report the end. After it the attempt counts as ended, and the worker
+    /// gets no others until it says that nothing of it is left.
     pub stop_slack_ms: Millis,
     /// Most bytes that one attempt's log may hold.
     pub log_cap: ByteSize,

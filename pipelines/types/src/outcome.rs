@@ -105,7 +105,7 @@ pub enum InfraCause {
     Source,
     /// The worker refused the attempt or broke the protocol.
     Worker,
-    /// The attempt did not stop when told to; its worker was evicted.
+    /// The attempt did not stop when told to. Its worker gets no others until nothing is left of it.
     StopIgnored,
 }
 

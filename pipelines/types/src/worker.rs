@@ -27,7 +27,7 @@ use crate::outcome::Outcome;
 use crate::size::ByteSize;
 use crate::time::Millis;
 
-/// Version of this protocol. A coordinator also serves the version before its own.
+/// Version of this protocol. Coordinator and workers have to speak the same.
 pub const PROTOCOL: u32 = 1;
 /// Carries the fence of the attempt that a write speaks of.
 pub const FENCE_HEADER: &str = "buildyard-fence";

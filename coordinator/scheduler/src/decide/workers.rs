@@ -248,8 +248,8 @@ fn believed(report: &EndReport, job: &JobState) -> EndReport {
         | JobState::Finished { .. } => false,
     };
     let sound = match &report.outcome {
-        Outcome::Passed
-        | Outcome::OutOfMemory { .. }
+        Outcome::Passed => report.steps.iter().all(|step| matches!(step.exit_code, Some(0) | None)),
+        Outcome::OutOfMemory { .. }
         | Outcome::DiskQuota { .. }
         | Outcome::LogCap { .. }
         | Outcome::Refused { .. }

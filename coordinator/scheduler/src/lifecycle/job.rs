@@ -56,7 +56,7 @@ pub enum JobState {
         worker: WorkerId,
         /// How the job will end when the worker says that the attempt is gone.
         outcome: Outcome,
-        /// When the worker is evicted if it has not.
+        /// When the attempt counts as ended if it has not, as a stop that was ignored.
         deadline: Timestamp,
     },
     /// Final.
@@ -91,7 +91,7 @@ pub enum JobEvent {
     Stop {
         /// How it will have ended.
         outcome: Outcome,
-        /// When its worker is evicted if it has not answered.
+        /// When the attempt counts as ended if the worker has not answered.
         deadline: Timestamp,
     },
     /// The farm failed it, and it is tried again.

@@ -3,7 +3,7 @@
 use buildyard_scheduler::lifecycle::attempt::decided_end;
 use buildyard_scheduler::{Input, Rejection, Reply};
 use buildyard_types::outcome::{InfraCause, TimeLimit};
-use buildyard_types::worker::{AttemptProgress, AttemptReport, EndReport, SessionId, StopCause};
+use buildyard_types::worker::{AttemptProgress, AttemptReport, EndReport, SessionId, StepReport, StopCause};
 use buildyard_types::{Fence, Millis, Outcome, RunId, Timestamp, WorkerId};
 
 use crate::farm::{Farm, failed, infra, job, step};
@@ -253,6 +253,21 @@ fn ends_that_cannot_be_are_a_fault_of_the_worker() {
             matches!(report, Some(Outcome::Infra { cause: InfraCause::Worker, .. })),
             "{claim}: {report:?}"
         );
+    }
+}
+
+#[test]
+fn an_attempt_that_passed_has_no_step_that_failed() {
+    for (code, state) in [(0, "finished"), (2, "queued")] {
+        let mut farm = Farm::new();
+        let worker = farm.worker("");
+        let run = farm.run(vec![job("a"), job("b")]);
+        let attempt = run.job(0).attempt(1);
+        let steps = vec![step(10), StepReport { exit_code: Some(code), ..step(10) }];
+        let report = Box::new(EndReport { steps, ..decided_end(Outcome::Passed) });
+        let ended = farm.report(attempt, AttemptProgress::Ended { report, removed: true });
+        farm.sync(worker, &[ended, farm.preparing(run.job(1).attempt(1))]);
+        assert_eq!(farm.is(run.job(0)), state, "exit code {code}");
     }
 }
 
