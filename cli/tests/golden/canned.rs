@@ -56,6 +56,10 @@ pub(crate) fn answer(request: &Request, earlier: usize) -> Answer {
         ("GET", ["jobs", id]) => job_of(id).map_or_else(|| no_job(id), |job| json_answer(&job)),
         ("GET", ["attempts", id, "log"]) => log(id, query),
         ("GET", ["explain", subject]) => explain(subject),
+        ("GET", ["images"]) => json_answer(&json!([
+            { "name": "alpine:3", "admission": "open", "workers": ["one", "two"] },
+            { "name": "debian:12", "admission": "open", "workers": ["one", "two"] },
+        ])),
         ("GET", ["workers"]) => {
             json_answer(&json!([worker("wkr-0000000000001", "one"), worker("wkr-0000000000002", "two")]))
         }

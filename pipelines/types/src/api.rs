@@ -272,6 +272,17 @@ pub struct WorkerView {
     pub version: String,
 }
 
+/// An image that workers hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    /// As workers report it.
+    pub name: String,
+    /// How it was admitted: `open` until there is a gate.
+    pub admission: String,
+    /// Names of the workers that hold it.
+    pub workers: Vec<String>,
+}
+
 /// Asks for a one-time token.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,7 @@ use buildyard_scheduler::Core;
 use buildyard_scheduler::lifecycle::job::JobState;
 use buildyard_scheduler::lifecycle::worker::Liveness;
 use buildyard_types::Timestamp;
-use buildyard_types::api::StatusView;
+use buildyard_types::api::{ImageView, StatusView};
 use serde::Serialize;
 
 use super::AppState;
@@ -136,14 +136,6 @@ async fn status(State(app): AppState, _: Admin) -> ApiResult<Json<StatusView>> {
     }))
 }
 
-#[derive(Serialize)]
-struct ImageView {
-    name: String,
-    /// How it was admitted: `open` until there is a gate.
-    admission: &'static str,
-    workers: Vec<String>,
-}
-
 async fn images(State(app): AppState, _: Admin) -> ApiResult<Json<Vec<ImageView>>> {
     let found = app
         .driver
@@ -157,7 +149,7 @@ async fn images(State(app): AppState, _: Admin) -> ApiResult<Json<Vec<ImageView>
             found
         })
         .await?;
-    let view = |(name, workers)| ImageView { name, admission: "open", workers };
+    let view = |(name, workers)| ImageView { name, admission: "open".to_owned(), workers };
     Ok(Json(found.into_iter().map(view).collect()))
 }
 
