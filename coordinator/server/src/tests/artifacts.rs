@@ -111,20 +111,25 @@ async fn uploads_at_once_do_not_count_on_the_same_free_space() {
 
 #[tokio::test]
 async fn logs_are_taken_down_to_a_lower_mark_than_new_work() {
-    let temp = std::sync::Arc::new(tempfile::tempdir().unwrap());
-    let mut config = super::support::config(&temp.path().join("data"));
-    let farm = Farm::with(temp.clone(), config.clone()).await;
-    let (free, total) = {
-        let seen = farm.coordinator.app.dir.disk_space().unwrap();
-        (seen.free.0, seen.total.0)
-    };
-    drop(farm.crash().await);
+    let (farm, mut worker, order) = begun().await;
+    let seen = farm.coordinator.app.dir.disk_space().unwrap();
+    worker.router = axum::Router::new();
+    let temp = farm.crash().await;
     // All of the disk is wanted free: new work is refused, and logs are taken as long as a quarter is.
+    let mut config = super::support::config(&temp.path().join("data"));
     config.retention.disk_free_min_percent = 100;
     let farm = Farm::with(temp, config).await;
-    let app = &farm.coordinator.app;
-    assert!(app.disk_low().is_some());
-    assert_eq!(app.disk_full().is_some(), free < total / 100 * 100 / 4);
+    worker.router = farm.router.clone();
+    let refused = blob(&worker, &order, &sha256_hex(b"more"), b"more").await;
+    assert_eq!(refused.problem(), (507, "disk-low".into()));
+    let log = super::support::records(&["hello"]);
+    let answer = worker.log(&order, 0, &log).await;
+    if seen.free.0 < seen.total.0 / 4 {
+        assert_eq!(answer.problem(), (507, "disk-low".into()), "the worker keeps it and asks again");
+        worker.log(&order, 0, b"").await.done();
+    } else {
+        answer.done();
+    }
 }
 
 #[tokio::test]
