@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_scheduler::lifecycle::job::JobState;
 use buildyard_scheduler::lifecycle::run::RunState;
-use buildyard_scheduler::{Compiled, Core, Decision, Input, Loaded, Record, Reply, Settings, State};
+use buildyard_scheduler::{Compiled, Core, Decision, Input, Record, Reply, Settings, Snapshot, State};
 use buildyard_types::job::{Diagnostic, Pipeline};
 use buildyard_types::worker::{
     AttemptProgress, AttemptReport, Capacity, EndReport, Offer, SessionId, SourceRef, SyncResponse,
@@ -64,7 +64,7 @@ impl LocalFarm {
             // This machine is the only one there is, whatever the file asks for.
             job.labels = LabelExpr::Any;
         }
-        let state = State::from_snapshot(Epoch(1), settings(), Loaded::default(), now);
+        let state = State::from_snapshot(Epoch(1), settings(), Snapshot::default(), now);
         let offer = Offer { capacity, ..Offer::default() };
         let mut farm = Self {
             core: Core::new(state),

@@ -26,5 +26,5 @@ pub mod why;
 pub use crate::core::{Answer, Core, Decision, SettledRun};
 pub use input::{Input, Rejection, Reply};
 pub use record::{Compiled, Record};
-pub use state::{Loaded, Settings, State};
+pub use state::{Settings, Snapshot, State};
 pub use why::{Names, WhyWaiting};

@@ -105,9 +105,9 @@ pub struct State {
     pub(crate) index: Index,
 }
 
-/// What was read from the store.
+/// What the scheduler needs after a restart: what the store has of it.
 #[derive(Debug, Clone, Default)]
-pub struct Loaded {
+pub struct Snapshot {
     /// Greatest run number ever given; 0 if none.
     pub last_run: u64,
     /// Greatest fence ever given; 0 if none.
@@ -126,7 +126,7 @@ pub struct Loaded {
 
 impl State {
     /// The state of a scheduler that begins (or begins again) at `now` from what the store has.
-    pub fn from_snapshot(epoch: Epoch, settings: Settings, loaded: Loaded, now: Timestamp) -> Self {
+    pub fn from_snapshot(epoch: Epoch, settings: Settings, loaded: Snapshot, now: Timestamp) -> Self {
         let runs = loaded.runs.into_iter().map(|run| (run.id, run)).collect();
         let jobs = loaded.jobs.into_iter().map(|job| (job.id, job)).collect();
         let attempts = loaded.attempts.into_iter().map(|attempt| (attempt.id, attempt)).collect();

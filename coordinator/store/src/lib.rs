@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use buildyard_scheduler::Record;
+pub use buildyard_scheduler::Snapshot;
 use buildyard_scheduler::lifecycle::attempt::Attempt;
 use buildyard_scheduler::lifecycle::job::Job;
 use buildyard_scheduler::lifecycle::run::Run;
-use buildyard_scheduler::lifecycle::worker::Worker;
 use buildyard_types::api::EventView;
 use buildyard_types::worker::ArtifactFile;
 use buildyard_types::{AttemptId, Epoch, Fence, RunId, Timestamp, WorkerId};
@@ -62,25 +62,6 @@ pub enum StoreError {
 
 /// Result of a call to the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
-
-/// What the scheduler needs after a restart.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshot {
-    /// Greatest run number ever given; 0 if none.
-    pub last_run: u64,
-    /// Greatest fence ever given; 0 if none.
-    pub last_fence: u64,
-    /// Runs that are not final, or have attempts that are not removed.
-    pub runs: Vec<Run>,
-    /// All jobs of those runs.
-    pub jobs: Vec<Job>,
-    /// All attempts of those runs.
-    pub attempts: Vec<Attempt>,
-    /// Every worker.
-    pub workers: Vec<Worker>,
-    /// Keys of requesters, newest 10,000, with their runs.
-    pub keys: Vec<(String, RunId)>,
-}
 
 /// One transaction of the driver.
 #[derive(Debug, Clone, Default)]

@@ -54,14 +54,7 @@ pub struct LabelError {
 impl Labels {
     /// Whether the worker offers what the expression asks.
     pub fn satisfy(&self, expr: &LabelExpr) -> bool {
-        match expr {
-            LabelExpr::Any => true,
-            LabelExpr::Fact(key, value) => self.facts.get(key) == Some(value),
-            LabelExpr::Pool(name) => self.pools.contains(name),
-            LabelExpr::Not(inner) => !self.satisfy(inner),
-            LabelExpr::All(parts) => parts.iter().all(|part| self.satisfy(part)),
-            LabelExpr::Either(parts) => parts.iter().any(|part| self.satisfy(part)),
-        }
+        expr.holds(&self.facts, &self.pools)
     }
 
     /// The parts of the expression that keep this worker from matching; empty when it matches.
@@ -76,6 +69,20 @@ impl Labels {
             | LabelExpr::Pool(_)
             | LabelExpr::Not(_)
             | LabelExpr::Either(_) => vec![expr],
+        }
+    }
+}
+
+impl LabelExpr {
+    /// Whether it holds for these facts and pools.
+    pub fn holds(&self, facts: &BTreeMap<String, String>, pools: &BTreeSet<String>) -> bool {
+        match self {
+            LabelExpr::Any => true,
+            LabelExpr::Fact(key, value) => facts.get(key) == Some(value),
+            LabelExpr::Pool(name) => pools.contains(name),
+            LabelExpr::Not(inner) => !inner.holds(facts, pools),
+            LabelExpr::All(parts) => parts.iter().all(|part| part.holds(facts, pools)),
+            LabelExpr::Either(parts) => parts.iter().any(|part| part.holds(facts, pools)),
         }
     }
 }

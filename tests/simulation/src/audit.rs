@@ -9,7 +9,7 @@ use buildyard_scheduler::invariants::{broken_by, broken_in};
 use buildyard_scheduler::lifecycle::attempt::AttemptState;
 use buildyard_scheduler::lifecycle::job::JobState;
 use buildyard_scheduler::lifecycle::run::RunState;
-use buildyard_scheduler::{Loaded, Record, State};
+use buildyard_scheduler::{Record, Snapshot, State};
 use buildyard_types::outcome::{InfraCause, TimeLimit};
 use buildyard_types::{Epoch, JobId, Millis, Outcome, Timestamp};
 
@@ -44,7 +44,7 @@ impl Audit {
         let (settings, now) = (scenario.settings.clone(), Timestamp(0));
         Self {
             broken: Vec::new(),
-            model: State::from_snapshot(Epoch(0), settings, Loaded::default(), now),
+            model: State::from_snapshot(Epoch(0), settings, Snapshot::default(), now),
             running: BTreeMap::new(),
             containers: 0,
             listening_since: 0,

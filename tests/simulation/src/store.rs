@@ -7,7 +7,7 @@ use buildyard_scheduler::lifecycle::attempt::Attempt;
 use buildyard_scheduler::lifecycle::job::Job;
 use buildyard_scheduler::lifecycle::run::Run;
 use buildyard_scheduler::lifecycle::worker::Worker;
-use buildyard_scheduler::{Loaded, Record};
+use buildyard_scheduler::{Record, Snapshot};
 use buildyard_types::{AttemptId, JobId, RunId, WorkerId};
 
 /// Everything that was committed.
@@ -72,7 +72,7 @@ impl Store {
     }
 
     /// What a scheduler that starts now is given.
-    pub(crate) fn load(&self) -> Loaded {
+    pub(crate) fn load(&self) -> Snapshot {
         let left = |run: RunId| {
             let attempts = self.attempts.range(run.job(0).attempt(0)..=run.job(u32::MAX).attempt(u32::MAX));
             attempts.into_iter().any(|(_, attempt)| !attempt.state.is_removed())
@@ -84,7 +84,7 @@ impl Store {
             .map(|(id, run)| (*id, run.clone()))
             .collect();
         let keys = self.runs.values().filter_map(|run| Some((run.key.clone()?, run.id)));
-        Loaded {
+        Snapshot {
             last_run: self.runs.keys().next_back().map_or(0, |run| run.0),
             last_fence: self.attempts.values().map(|attempt| attempt.fence.0).max().unwrap_or(0),
             jobs: self.jobs.values().filter(|job| runs.contains_key(&job.id.run)).cloned().collect(),

@@ -179,19 +179,11 @@ impl Deciding<'_> {
 
     /// How long something of an attempt may still run whose end was reported.
     fn settle_ms(&self, reported: &Outcome) -> Millis {
-        match reported {
-            // Among these are attempts that the worker does not hold because its journal is lost.
-            Outcome::Infra { cause: InfraCause::Worker, .. } => retry::forgotten_ms(&self.state.settings),
-            Outcome::Infra { .. }
-            | Outcome::Passed
-            | Outcome::Failed { .. }
-            | Outcome::TimedOut { .. }
-            | Outcome::OutOfMemory { .. }
-            | Outcome::DiskQuota { .. }
-            | Outcome::LogCap { .. }
-            | Outcome::Cancelled { .. }
-            | Outcome::Skipped { .. }
-            | Outcome::Refused { .. } => Millis(0),
+        // Among these are attempts that the worker does not hold because its journal is lost.
+        if reported.infra_cause() == Some(InfraCause::Worker) {
+            retry::forgotten_ms(&self.state.settings)
+        } else {
+            Millis(0)
         }
     }
 

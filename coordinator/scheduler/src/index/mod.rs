@@ -12,7 +12,7 @@ pub(crate) mod timers;
 use std::collections::BTreeMap;
 
 use buildyard_types::outcome::InfraCause;
-use buildyard_types::{AttemptId, JobId, Millis, Outcome, RunId, Timestamp};
+use buildyard_types::{AttemptId, JobId, Millis, RunId, Timestamp};
 
 use crate::demand::{Demand, Share};
 use crate::lifecycle::attempt::{Attempt, AttemptState};
@@ -288,18 +288,9 @@ impl Index {
 fn life(state: &AttemptState) -> Option<Life> {
     match state {
         AttemptState::Live => Some(Life::Live),
-        AttemptState::Ended { report, .. } => match report.outcome {
-            Outcome::Infra { cause: InfraCause::StopIgnored, .. } => Some(Life::StopIgnored),
-            Outcome::Infra { .. }
-            | Outcome::Passed
-            | Outcome::Failed { .. }
-            | Outcome::TimedOut { .. }
-            | Outcome::OutOfMemory { .. }
-            | Outcome::DiskQuota { .. }
-            | Outcome::LogCap { .. }
-            | Outcome::Cancelled { .. }
-            | Outcome::Skipped { .. }
-            | Outcome::Refused { .. } => Some(Life::Ended),
+        AttemptState::Ended { report, .. } => match report.outcome.infra_cause() {
+            Some(InfraCause::StopIgnored) => Some(Life::StopIgnored),
+            Some(_) | None => Some(Life::Ended),
         },
         AttemptState::Removed { .. } => None,
     }

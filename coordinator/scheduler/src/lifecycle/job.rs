@@ -110,21 +110,6 @@ pub enum JobEvent {
     },
 }
 
-fn is_cancel(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Cancelled { .. } => true,
-        Outcome::Passed
-        | Outcome::Failed { .. }
-        | Outcome::TimedOut { .. }
-        | Outcome::OutOfMemory { .. }
-        | Outcome::DiskQuota { .. }
-        | Outcome::LogCap { .. }
-        | Outcome::Skipped { .. }
-        | Outcome::Refused { .. }
-        | Outcome::Infra { .. } => false,
-    }
-}
-
 impl JobState {
     /// The state after an event; `None` when the event does not concern a job in this state, as a late report
     /// does not concern a finished one.
@@ -146,7 +131,7 @@ impl JobState {
             (
                 JobState::Stopping { attempt, worker, outcome: before, deadline },
                 JobEvent::Stop { outcome, .. },
-            ) if !is_cancel(before) && is_cancel(&outcome) => {
+            ) if !before.is_cancelled() && outcome.is_cancelled() => {
                 Some(JobState::Stopping { attempt: *attempt, worker: *worker, outcome, deadline: *deadline })
             }
             (
@@ -192,19 +177,10 @@ impl JobState {
     /// may have passed long ago, or been killed by the farm, with the report still on its way.
     pub fn settles_as(&self, reported: &Outcome) -> Outcome {
         match self {
-            JobState::Stopping { outcome: own @ Outcome::Cancelled { .. }, .. } => own.clone(),
-            JobState::Stopping { outcome, .. } => match reported {
-                Outcome::Cancelled { .. } => outcome.clone(),
-                Outcome::Passed
-                | Outcome::Failed { .. }
-                | Outcome::TimedOut { .. }
-                | Outcome::OutOfMemory { .. }
-                | Outcome::DiskQuota { .. }
-                | Outcome::LogCap { .. }
-                | Outcome::Skipped { .. }
-                | Outcome::Refused { .. }
-                | Outcome::Infra { .. } => reported.clone(),
-            },
+            JobState::Stopping { outcome, .. } if outcome.is_cancelled() || reported.is_cancelled() => {
+                outcome.clone()
+            }
+            JobState::Stopping { .. } => reported.clone(),
             JobState::Waiting
             | JobState::Queued { .. }
             | JobState::Assigned { .. }

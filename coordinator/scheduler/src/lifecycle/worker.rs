@@ -32,14 +32,7 @@ impl Worker {
     /// Whether it offers what an expression asks: `labels().satisfy(…)` without making the labels, since
     /// placement asks this of many workers.
     pub fn satisfies(&self, expr: &LabelExpr) -> bool {
-        match expr {
-            LabelExpr::Any => true,
-            LabelExpr::Fact(key, value) => self.offer.facts.get(key) == Some(value),
-            LabelExpr::Pool(name) => self.pools.contains(name),
-            LabelExpr::Not(inner) => !self.satisfies(inner),
-            LabelExpr::All(parts) => parts.iter().all(|part| self.satisfies(part)),
-            LabelExpr::Either(parts) => parts.iter().any(|part| self.satisfies(part)),
-        }
+        expr.holds(&self.offer.facts, &self.pools)
     }
 }
 

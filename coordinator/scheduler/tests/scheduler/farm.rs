@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use buildyard_scheduler::invariants::{broken_by, broken_in};
 use buildyard_scheduler::lifecycle::attempt::decided_end;
 use buildyard_scheduler::lifecycle::job::JobState;
-use buildyard_scheduler::{Compiled, Core, Decision, Input, Loaded, Record, Reply, Settings, State};
+use buildyard_scheduler::{Compiled, Core, Decision, Input, Record, Reply, Settings, Snapshot, State};
 use buildyard_types::job::{CheckoutSpec, Diagnostic, JobUser, NetworkMode, Pipeline, Resources};
 use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{
@@ -35,7 +35,8 @@ impl Farm {
     }
 
     pub(crate) fn with(settings: Settings) -> Self {
-        let state = || State::from_snapshot(Epoch(1), settings.clone(), Loaded::default(), Timestamp(START));
+        let state =
+            || State::from_snapshot(Epoch(1), settings.clone(), Snapshot::default(), Timestamp(START));
         Self {
             core: Core::new(state()),
             now: START,
@@ -244,7 +245,7 @@ pub(crate) fn reloaded(state: &State) -> State {
 }
 
 fn reloaded_at(state: &State, now: Timestamp) -> State {
-    let loaded = Loaded {
+    let loaded = Snapshot {
         last_run: state.next_run.0 - 1,
         last_fence: state.next_fence.0 - 1,
         runs: state.runs.values().cloned().collect(),

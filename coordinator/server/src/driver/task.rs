@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buildyard_scheduler::lifecycle::run::RunState;
-use buildyard_scheduler::{Core, Input, Loaded, Reply, Settings, State};
+use buildyard_scheduler::{Core, Input, Reply, Settings, State};
 use buildyard_store::{AuditLine, Batch, Snapshot, Store, StoreError};
 use buildyard_types::{Epoch, Millis, RunId, Timestamp, WorkerId};
 use tokio::sync::{Notify, mpsc, watch};
@@ -218,9 +218,7 @@ fn audit_line(act: Act, reply: &Reply, at: Timestamp) -> AuditLine {
 
 /// The scheduler's state over what the store has.
 pub(super) fn state_of(epoch: Epoch, settings: &Settings, snapshot: Snapshot, now: Timestamp) -> State {
-    let Snapshot { last_run, last_fence, runs, jobs, attempts, workers, keys } = snapshot;
-    let loaded = Loaded { last_run, last_fence, runs, jobs, attempts, workers, keys };
-    State::from_snapshot(epoch, settings.clone(), loaded, now)
+    State::from_snapshot(epoch, settings.clone(), snapshot, now)
 }
 
 async fn sleep_until(clock: Clock, due: Option<Timestamp>) {

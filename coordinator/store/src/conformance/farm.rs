@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use buildyard_scheduler::input::Input;
-use buildyard_scheduler::{Compiled, Core, Loaded, Reply, Settings, State};
+use buildyard_scheduler::{Compiled, Core, Reply, Settings, State};
 use buildyard_types::job::Pipeline;
 use buildyard_types::outcome::InfraCause;
 use buildyard_types::worker::{
@@ -19,9 +19,7 @@ use crate::{Snapshot, Store};
 const WORKERS: u64 = 3;
 
 fn state_of(epoch: Epoch, snapshot: Snapshot, now: Timestamp) -> State {
-    let Snapshot { last_run, last_fence, runs, jobs, attempts, workers, keys } = snapshot;
-    let loaded = Loaded { last_run, last_fence, runs, jobs, attempts, workers, keys };
-    State::from_snapshot(epoch, Settings::default(), loaded, now)
+    State::from_snapshot(epoch, Settings::default(), snapshot, now)
 }
 
 fn offer() -> Offer {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use buildyard_scheduler::lifecycle::attempt::decided_end;
-use buildyard_scheduler::{Compiled, Core, Input, Loaded, Reply, Settings, State};
+use buildyard_scheduler::{Compiled, Core, Input, Reply, Settings, Snapshot, State};
 use buildyard_test_simulation::rng::Rng;
 use buildyard_types::job::{CheckoutSpec, JobUser, NetworkMode, Pipeline, Resources};
 use buildyard_types::worker::{
@@ -106,7 +106,7 @@ fn spec(index: u64, class: u64) -> JobSpec {
 fn main() {
     let (workers, jobs) = (from_env("BUILDYARD_WORKERS", 1_000), from_env("BUILDYARD_JOBS", 100_000));
     let classes = from_env("BUILDYARD_CLASSES", 40);
-    let state = State::from_snapshot(Epoch(1), Settings::default(), Loaded::default(), NOW);
+    let state = State::from_snapshot(Epoch(1), Settings::default(), Snapshot::default(), NOW);
     let mut farm = Farm { core: Core::new(state), sequences: BTreeMap::new(), took: BTreeMap::new() };
     for worker in (1..=workers).map(WorkerId) {
         let name = format!("worker-{}", worker.0);
