@@ -15,8 +15,9 @@
 //! | the worker comes back after its lease | [`Session::may_start`] is false until the coordinator answered |
 //!
 //! The margin is a fifth of the lease: 3 s of 15 s. It has to cover killing the steps; the coordinator adds its
-//! own grace of 10 s behind the lease. A coordinator that is away for less than two fifths of the lease (6 s) costs
-//! no attempt, at whatever moment: [`Session::call_terms`].
+//! own grace of 10 s behind the lease. Whenever a coordinator goes away, two fifths of the lease (6 s) are
+//! left to reach it again before an attempt is killed: [`Session::call_terms`]. What the shell waits between two tries
+//! comes off that, and half of it goes by where a call is lost without a sign.
 
 mod event;
 mod session;

@@ -43,8 +43,8 @@ pub struct CallTerms {
 /// In fifths of the lease, which counts from when a call was sent (the coordinator's counts from when it arrived,
 /// which is later): the last is the margin, in which init kills the steps. The first is how long a call is held
 /// while attempts go on, and so is the second, for the next call is sent when that one is answered. Two fifths,
-/// 6 s of 15 s, are left if that one gets no answer: they are the time in which a coordinator may be away at any
-/// moment and cost nothing. See [`Session::call_terms`].
+/// 6 s of 15 s, are left if that one gets no answer: the time in which to reach the coordinator again, at whatever
+/// moment it went away. See [`Session::call_terms`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Lease {
     until: Timestamp,
