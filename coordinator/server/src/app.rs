@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
@@ -55,11 +56,17 @@ pub(crate) struct App {
     pub(crate) promised: Arc<AtomicU64>,
 }
 
+/// A worker's git asks once, and its attempt is over when it is refused: it waits nearly as long as the worker lets a
+/// fetch take.
+const TRANSFER_WAIT: Duration = Duration::from_secs(14 * 60);
+/// Uploads are asked for again.
+const UPLOAD_WAIT: Duration = Duration::from_secs(60);
+
 /// Bounds on work that handlers start.
 pub(crate) fn bounds(config: &CoordinatorConfig) -> (Arc<Semaphore>, Turns, Turns) {
     let streams = Semaphore::new(config.limits.streams as usize);
-    let transfers = Turns::new("git transfers", TRANSFERS.0, TRANSFERS.1);
-    (Arc::new(streams), transfers, Turns::new("uploads", UPLOADS.0, UPLOADS.1))
+    let transfers = Turns::new("git transfers", TRANSFERS.0, TRANSFERS.1, TRANSFER_WAIT);
+    (Arc::new(streams), transfers, Turns::new("uploads", UPLOADS.0, UPLOADS.1, UPLOAD_WAIT))
 }
 
 /// Room on the disk for an upload. What has arrived is no promise any more: it is seen in the free space.

@@ -114,6 +114,11 @@ impl DataDir {
         self.root.join("endpoint")
     }
 
+    /// The time of the last event before the clock leapt, while there is doubt about it.
+    pub(crate) fn clock_doubt(&self) -> PathBuf {
+        self.root.join("clock-doubt")
+    }
+
     /// Which process this coordinator is. The endpoint of one that was killed stays, and so does its port, for
     /// whoever takes it: before a token is sent there, this process must be alive.
     pub fn process(&self) -> PathBuf {

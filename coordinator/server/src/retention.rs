@@ -9,6 +9,7 @@ use buildyard_types::{AttemptId, Millis, Timestamp};
 
 use crate::app::App;
 use crate::app::closed;
+use crate::data_dir::{DataDir, DataDirError};
 use crate::error::chain;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -62,6 +63,7 @@ pub(crate) async fn sweep_task(app: Arc<App>) {
         };
         if now.since(last) >= every {
             last = now;
+            forget_doubt(&app.dir);
             if let Err(error) = sweep(&app, now).await {
                 tracing::warn!(error = %chain(&*error), "a sweep was not finished");
             }
@@ -77,6 +79,28 @@ pub(crate) async fn sweep_task(app: Arc<App>) {
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// The newest event whose time is to be believed. A clock that leapt goes on writing events, which the next start must
+/// not take for old times: as long as there is doubt, the last event before the leap is kept in a file.
+pub(crate) fn trusted_newest(
+    dir: &DataDir,
+    newest: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, DataDirError> {
+    let file = dir.clock_doubt();
+    let kept = dir.read(&file)?.and_then(|text| text.trim().parse().ok()).map(Timestamp);
+    let trusted = kept.or(newest);
+    match trusted.filter(|trusted| now.since(*trusted) > LEAP) {
+        Some(trusted) => dir.write_private(&file, &format!("{}\n", trusted.0))?,
+        None => forget_doubt(dir),
+    }
+    Ok(trusted)
+}
+
+/// The clock is trusted again. A file that stays costs some hours of waiting at the next start.
+fn forget_doubt(dir: &DataDir) {
+    let _ = std::fs::remove_file(dir.clock_doubt());
 }
 
 /// Why the clock is not trusted with dropping things, as a sentence for people.
@@ -229,6 +253,20 @@ mod tests {
             let now = started + Millis(hours * hour);
             assert_eq!(doubt_of(newest, started, now).is_some(), doubted, "{days} days, {hours} h");
         }
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        let wrong = newest + Millis(365 * day);
+        assert_eq!(trusted_newest(&dir, Some(newest), wrong).unwrap(), Some(newest));
+        // Events of the wrong clock were written, and it was started again.
+        let again = wrong + Millis(hour);
+        assert_eq!(
+            trusted_newest(&dir, Some(wrong), again).unwrap(),
+            Some(newest),
+            "the doubt outlives a restart"
+        );
+        let right = newest + Millis(hour);
+        assert_eq!(trusted_newest(&dir, Some(wrong), right).unwrap(), Some(newest));
+        assert!(!dir.clock_doubt().exists(), "the clock is back");
         let back = Timestamp(10 * day);
         assert_eq!(doubt_of(newest, back, back), None, "in the past nothing is too old");
     }

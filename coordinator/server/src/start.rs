@@ -20,7 +20,7 @@ use crate::driver::{Driver, DriverEnd, DriverHandle, DriverParts, QUEUE};
 use crate::logs::{CompactQueue, Hashes, LogSignals, LogWriter, compact_task};
 use crate::metrics::Metrics;
 use crate::process::ProcessId;
-use crate::retention::sweep_task;
+use crate::retention::{self, sweep_task};
 use crate::source::git::{Git, GitError};
 use crate::source::{Mirrors, source_task};
 use crate::{listen, routes};
@@ -163,6 +163,8 @@ impl Coordinator {
         let (calls_in, calls) = mpsc::channel(QUEUE);
         let last_event = store.last_event().await?;
         let newest = store.events(last_event.saturating_sub(1), None, 1).await?;
+        let newest = newest.first().map(|event| event.at);
+        let newest_at_start = retention::trusted_newest(&dir, newest, clock.now())?;
         let (events, new_events) = watch::channel(last_event);
         let received = Arc::new(Notify::new());
         let driver = Driver::load(DriverParts {
@@ -200,7 +202,7 @@ impl Coordinator {
             clock,
             epoch,
             started: clock.now(),
-            newest_at_start: newest.first().map(|event| event.at),
+            newest_at_start,
             dir: Arc::new(dir),
             closing: is_closing.clone(),
             events: new_events,

@@ -9,12 +9,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{ApiError, ApiResult, Code};
 
-/// Longest wait for a turn.
-const WAIT: Duration = Duration::from_secs(60);
-
 /// The turns of one kind of transfer.
 pub(crate) struct Turns {
     what: &'static str,
+    wait: Duration,
     all: Arc<Semaphore>,
     each: usize,
     /// Entries live as long as the worker has a turn or waits for one.
@@ -28,9 +26,9 @@ pub(crate) struct Turn {
 }
 
 impl Turns {
-    /// At most `all` at one time, and `each` of one worker.
-    pub(crate) fn new(what: &'static str, all: usize, each: usize) -> Self {
-        Self { what, all: Arc::new(Semaphore::new(all)), each, workers: Mutex::default() }
+    /// At most `all` at one time, and `each` of one worker; whoever wants one more is refused after `wait`.
+    pub(crate) fn new(what: &'static str, all: usize, each: usize, wait: Duration) -> Self {
+        Self { what, wait, all: Arc::new(Semaphore::new(all)), each, workers: Mutex::default() }
     }
 
     fn of(&self, worker: WorkerId) -> Arc<Semaphore> {
@@ -53,7 +51,7 @@ impl Turns {
             let all = self.all.clone().acquire_owned().await?;
             Ok(Turn { _all: all, _own: own })
         };
-        match tokio::time::timeout(WAIT, turn).await {
+        match tokio::time::timeout(self.wait, turn).await {
             Ok(turn) => turn.map_err(|_: tokio::sync::AcquireError| {
                 ApiError::new(Code::ShuttingDown, format!("{} are over", self.what))
             }),
@@ -71,7 +69,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_worker_takes_not_all_turns_and_nobody_waits_for_ever() {
-        let turns = Turns::new("uploads", 3, 2);
+        let turns = Turns::new("uploads", 3, 2, Duration::from_secs(60));
         let (greedy, other) = (WorkerId(1), WorkerId(2));
         let held = (turns.take(greedy).await.unwrap(), turns.take(greedy).await.unwrap());
         assert_eq!(turns.take(greedy).await.err().unwrap().code, Code::TooManyTransfers);

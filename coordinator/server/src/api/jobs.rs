@@ -42,7 +42,7 @@ async fn cancel(State(app): AppState, admin: Admin, Id(job): Id<JobId>) -> ApiRe
     let by = format!("by {}", admin.name);
     let act = Act { actor: admin.name, act: "job.cancel", subject: Some(job.to_string()) };
     app.driver.decide(Input::CancelJob { job, by }, Vec::new(), Some(act)).await?;
-    view_of(&app, job).await.map(Json)
+    view_of(&app, job).await.map(Json).map_err(ApiError::after_a_change)
 }
 
 async fn attempt(State(app): AppState, _: Admin, Id(attempt): Id<AttemptId>) -> ApiResult<Json<AttemptView>> {

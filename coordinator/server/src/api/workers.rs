@@ -100,7 +100,7 @@ async fn set_cordon(
     let act = if cordoned { "worker.cordon" } else { "worker.uncordon" };
     let act = Act { actor: admin.name, act, subject: Some(worker.to_string()) };
     app.driver.decide(Input::Cordon { worker, cordoned }, Vec::new(), Some(act)).await?;
-    view_of(app, worker).await.map(Json)
+    view_of(app, worker).await.map(Json).map_err(ApiError::after_a_change)
 }
 
 async fn cordon(State(app): AppState, admin: Admin, Id(id): Id<WorkerId>) -> ApiResult<Json<WorkerView>> {

@@ -165,7 +165,14 @@ impl Mirrors {
         let root = self.root.clone();
         blocking(move || {
             let mut runs = BTreeSet::new();
-            for_each_mirror(&root, |path| runs_in(path).map(|found| runs.extend(found)))?;
+            for_each_mirror(&root, |path| {
+                match runs_in(path) {
+                    Ok(found) => runs.extend(found),
+                    // Its runs are not known, so none of them is let go of; the other mirrors are looked after.
+                    Err(error) => tracing::warn!(mirror = %path.display(), %error, "a mirror cannot be read"),
+                }
+                Ok(())
+            })?;
             Ok(runs)
         })
         .await
@@ -176,6 +183,7 @@ impl Mirrors {
     pub(crate) async fn tend(&self, gone: BTreeSet<RunId>) -> Result<(), MirrorError> {
         let root = self.root.clone();
         let listed = blocking(move || {
+            remove_gone(&root)?;
             let mut mirrors = Vec::new();
             for_each_mirror(&root, |path| {
                 mirrors.push(path.to_owned());
@@ -224,11 +232,8 @@ impl Mirrors {
     /// Removes a mirror. Nobody fetches into it, and without runs nobody may read it.
     async fn remove(&self, path: &Path) -> Result<(), MirrorError> {
         let folder = |source| MirrorError::Folder { path: path.to_owned(), source };
-        // Under another name first, so that a crash leaves no half mirror; the next removal takes what is left.
+        // Under another name first, so that a crash leaves no half mirror; the next round takes what is left.
         let gone = path.with_extension("gone");
-        if gone.exists() {
-            tokio::fs::remove_dir_all(&gone).await.map_err(folder)?;
-        }
         tokio::fs::rename(path, &gone).await.map_err(folder)?;
         tokio::fs::remove_dir_all(&gone).await.map_err(folder)
     }
@@ -284,6 +289,18 @@ fn read_file(path: &Path, commit: &str, file: &str) -> Result<FileAt, git2::Erro
         return Ok(FileAt::Content(vec![b'\n'; MAX_FILE_BYTES]));
     }
     Ok(FileAt::Content(repository.find_blob(entry.id())?.content().to_vec()))
+}
+
+/// Takes away what a crash left of mirrors that were being removed.
+fn remove_gone(root: &Path) -> Result<(), MirrorError> {
+    let folder = |source| MirrorError::Folder { path: root.to_owned(), source };
+    for entry in std::fs::read_dir(root).map_err(folder)? {
+        let path = entry.map_err(folder)?.path();
+        if path.extension().is_some_and(|extension| extension == "gone") {
+            std::fs::remove_dir_all(&path).map_err(folder)?;
+        }
+    }
+    Ok(())
 }
 
 fn for_each_mirror(
@@ -370,6 +387,23 @@ mod tests {
     fn packs(mirror: &Path) -> usize {
         let entries = std::fs::read_dir(mirror.join("objects/pack")).unwrap();
         entries.filter(|entry| entry.as_ref().unwrap().path().extension() == Some("pack".as_ref())).count()
+    }
+
+    #[tokio::test]
+    async fn a_mirror_that_cannot_be_read_keeps_no_other_from_being_looked_after() {
+        let temp = tempfile::tempdir().unwrap();
+        let mirrors = mirrors(temp.path());
+        let repository = Repository::with(temp.path(), &[("pipeline.toml", "0")]);
+        mirrors.ensure(RunId(1), &source(&repository)).await.unwrap();
+        let root = temp.path().join("mirrors");
+        std::fs::create_dir(root.join("broken.git")).unwrap();
+        // A crash left half of a mirror that was being removed.
+        std::fs::create_dir_all(root.join("old.gone/objects")).unwrap();
+        assert_eq!(mirrors.runs().await.unwrap(), BTreeSet::from([RunId(1)]));
+        mirrors.tend(BTreeSet::from([RunId(1)])).await.unwrap();
+        let left: Vec<_> =
+            std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["broken.git"]);
     }
 
     #[tokio::test]

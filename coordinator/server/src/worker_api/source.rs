@@ -269,7 +269,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_does_not_read_gives_its_turn_back_and_no_whole_answer() {
-        let turns = crate::turns::Turns::new("git transfers", 1, 1);
+        let turns = crate::turns::Turns::new("git transfers", 1, 1, std::time::Duration::from_secs(60));
         let turn = turns.take(WorkerId(1)).await.unwrap();
         let mut endless = Command::new("yes");
         endless.process_group(0).kill_on_drop(true);
