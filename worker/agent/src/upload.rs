@@ -81,7 +81,7 @@ pub async fn upload(
             }
             continue;
         }
-        if last_sent.elapsed() > GATHER_MOST {
+        if last_sent.elapsed() > 2 * GATHER_MOST {
             gather = GATHER_FIRST;
         }
         let gather_until = last_sent + gather;
@@ -358,6 +358,25 @@ mod tests {
         };
         assert_eq!(first, [(0, length as usize)]);
         assert_eq!(rest, [(length, (case.spool.length() - length) as usize)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_steady_log_goes_in_ten_calls_a_second() {
+        let mut case = Case::new();
+        case.print(5);
+        {
+            let mut sending = std::pin::pin!(upload(&case.kept, &case.reader, case.end.subscribe(), false));
+            for _ in 0..6_000 {
+                let record = Record { kind: RecordKind::Stdout, step: 0, at: Timestamp(1), payload: b"more" };
+                case.spool.append(&record).unwrap();
+                let length = case.spool.commit(1).unwrap();
+                case.end.send_modify(|end| end.length = length);
+                assert!(futures_util::poll!(sending.as_mut()).is_pending());
+                tokio::time::advance(Duration::from_millis(10)).await;
+            }
+        }
+        let calls = case.kept.state.lock().unwrap().calls.len();
+        assert!((500..=610).contains(&calls), "{calls} calls in a minute");
     }
 
     #[tokio::test(start_paused = true)]

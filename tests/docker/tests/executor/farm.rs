@@ -152,7 +152,7 @@ impl Farm {
             instance: ground.name(),
             images: Images::open(data.path(), ground.name()).unwrap(),
             workspaces: Workspaces::open(data.path()).await.unwrap(),
-            egress: Egress::new(None),
+            egress: Arc::new(Egress::new(None)),
             host_arch: info.arch,
             policy: Policy { allow_root: true, allow_host_network: false },
             init,
@@ -195,7 +195,8 @@ impl Farm {
     /// From now on no name server knows the coordinator's address.
     pub(crate) fn lose_the_coordinator(&mut self) {
         // Too long for a name, so that none is asked.
-        self.executor.egress = Egress::new(Some(&format!("http://{}.invalid:7317", "x".repeat(300))));
+        self.executor.egress =
+            Arc::new(Egress::new(Some(&format!("http://{}.invalid:7317", "x".repeat(300)))));
     }
 
     /// Takes it away, rules and all.
@@ -220,6 +221,11 @@ impl Farm {
     pub(crate) async fn containers(&self) -> Vec<String> {
         let found = self.engine().containers(&self.ground.name()).await.unwrap();
         found.into_iter().map(|container| container.name).collect()
+    }
+
+    /// The holder whose namespace the attempt joined.
+    pub(crate) fn joined(&self) -> Option<String> {
+        self.executor.files(self.order.attempt).handed().unwrap().unwrap().holder
     }
 
     /// Waits until one is there.

@@ -1,10 +1,13 @@
 //! Attempts in network namespaces that were made ahead.
 
+use std::sync::atomic::Ordering;
+
 use buildyard_types::Outcome;
 
 use crate::farm::{Farm, farm};
+use crate::outwards::{KNOCKS, service};
 
-/// The inode of its network namespace.
+/// What can be seen of a namespace.
 const NAMESPACE: &str = "readlink /proc/self/ns/net; ip -o addr | sed 's/ *valid_lft.*//'; cat /etc/hosts";
 
 async fn run(farm: &Farm) -> String {
@@ -18,12 +21,16 @@ async fn one_that_is_clean_is_used_again_and_nothing_of_it_is_seen_in_it() {
     let mut farm = farm!(NAMESPACE).with_holders();
     // It finds none, and has one made.
     run(&farm).await;
+    assert_eq!(farm.joined(), None);
     farm.when_held().await;
     farm.next_attempt();
     let first = run(&farm).await;
+    let holder = farm.joined();
+    assert_eq!(farm.containers().await, holder.iter().cloned().collect::<Vec<_>>(), "it stays");
     farm.next_attempt();
     let second = run(&farm).await;
     assert_eq!(first, second);
+    assert_eq!(farm.joined(), holder);
     assert!(first.contains("127.0.0.1/8"), "{first}");
     farm.close_holders().await;
     assert_eq!(farm.containers().await, [""; 0]);
@@ -44,6 +51,7 @@ async fn one_in_which_a_connection_lingers_is_not_lent_again() {
         farm.when_held().await;
         farm.next_attempt();
         seen.push(run(&farm).await.lines().next().unwrap().to_owned());
+        assert!(farm.joined().is_some());
     }
     // Not by the namespaces' names, which the kernel gives again.
     assert_eq!(seen, ["0"; 3], "connections that linger at the beginning of each");
@@ -52,21 +60,20 @@ async fn one_in_which_a_connection_lingers_is_not_lent_again() {
 }
 
 #[tokio::test]
-async fn with_a_way_outwards_it_is_closed_to_the_host_and_resolves_names() {
-    let mut farm = farm!(
-        "ip -o -4 addr show eth0; cat /etc/resolv.conf; nc -w 2 $(ip route |
-        sed -n 's/^default via \\([0-9.]*\\).*/\\1/p') 22 </dev/null && echo reached || echo shut"
-    )
-    .outwards()
-    .with_holders();
+async fn with_a_way_outwards_it_is_closed_to_the_host() {
+    let (accepted, port) = service();
+    let mut farm = farm!(&format!("touch go; ip -o -4 addr show eth0; cat /etc/resolv.conf; {KNOCKS}"))
+        .outwards()
+        .file("port", port)
+        .with_holders();
     run(&farm).await;
     farm.when_held().await;
     farm.next_attempt();
     let output = run(&farm).await;
-    assert!(
-        output.contains("198.19.") && output.contains("nameserver") && output.contains("shut"),
-        "{output}"
-    );
+    assert!(farm.joined().is_some());
+    assert!(output.contains("198.19.") && output.contains("nameserver"), "{output}");
+    assert!(output.contains("shut"), "{output}");
+    assert_eq!(accepted.load(Ordering::SeqCst), 0, "the host was reached");
     farm.close_holders().await;
     farm.remove_network().await;
     assert_eq!(farm.containers().await, [""; 0]);

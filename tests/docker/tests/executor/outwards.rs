@@ -10,12 +10,12 @@ use buildyard_types::Outcome;
 use crate::farm::Farm;
 
 /// Knocks at the host once it is let go on.
-const KNOCKS: &str = "until [ -e go ]; do sleep 0.02; done
+pub(crate) const KNOCKS: &str = "until [ -e go ]; do sleep 0.02; done
     gateway=$(ip route | sed -n 's/^default via \\([0-9.]*\\).*/\\1/p')
     echo at $gateway; nc -w 2 $gateway $(cat port) </dev/null && echo reached || echo shut";
 
 /// A service of this host that counts who comes, and its port as a file for the job.
-fn service() -> (Arc<AtomicU32>, Vec<u8>) {
+pub(crate) fn service() -> (Arc<AtomicU32>, Vec<u8>) {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string().into_bytes();
     let accepted: Arc<AtomicU32> = Arc::default();

@@ -249,9 +249,9 @@ impl Shared {
             Some(Ok(Err(error))) => {
                 let sentence = format!("the log is incomplete: {}", in_one_sentence(&error));
                 tracing::warn!(attempt_id = %attempt, "{sentence}");
-                report.notes.push(sentence);
+                report.notes.insert(0, sentence);
             }
-            Some(Err(error)) => report.notes.push(format!("the log is incomplete: {error}")),
+            Some(Err(error)) => report.notes.insert(0, format!("the log is incomplete: {error}")),
             None => {
                 if let Some(exit) = orders.borrow().exit {
                     return Worked::Left(exit);

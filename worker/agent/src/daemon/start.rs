@@ -94,7 +94,7 @@ pub(super) async fn start_with(
         engine: engine.clone(),
         instance,
         workspaces,
-        egress: Egress::new(Some(&config.coordinator)),
+        egress: Arc::new(Egress::new(Some(&config.coordinator))),
         host_arch: info.arch.clone(),
         policy: config.policy,
         init,
@@ -169,7 +169,9 @@ fn name(wanted: &str) -> String {
 async fn sweep(executor: &Executor, journal: &Journal, data: &DataDir) -> Result<(), WorkerError> {
     let known: BTreeSet<_> = journal.entries().map(|entry| entry.order.attempt).collect();
     let mut names: BTreeSet<_> = known.iter().map(|attempt| executor.container_name(*attempt)).collect();
-    for attempt in &known {
+    // One that ended has given its holder back, and another may have it.
+    let unended = journal.entries().filter(|entry| entry.ended.is_none()).map(|entry| entry.order.attempt);
+    for attempt in &unended.collect::<Vec<_>>() {
         // A file that cannot be read is named where the attempt goes on.
         if let Some(holder) =
             executor.files(*attempt).handed().ok().flatten().and_then(|handed| handed.holder)

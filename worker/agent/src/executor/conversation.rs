@@ -5,6 +5,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use buildyard_init::protocol::{Frame, FromInit, Hello, Job, ProtocolError, Stream, ToInit, VERSION};
@@ -13,6 +14,7 @@ use buildyard_types::log::{Record, RecordKind};
 use buildyard_types::worker::AttemptOrder;
 use buildyard_types::{Millis, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::files::Story;
 use super::hint::LastWords;
@@ -21,7 +23,8 @@ use super::prepare::{CONNECT_LIMIT, takes_job};
 use super::{Assignment, Container, Executor, GRACE, LogSink, Orders, Supervisor, note};
 use crate::channel::{Connection, Listener};
 use crate::config::OnExit;
-use crate::network::HOLD_EVERY;
+use crate::engine::Instance;
+use crate::network::{Egress, HOLD_EVERY};
 use crate::workspace::{DiskWatch, RootUsage, Workspace};
 
 /// Time from a kill by init to one by the engine: init needs milliseconds for it.
@@ -85,7 +88,7 @@ impl Ended {
 enum Wake {
     Orders,
     Deadline,
-    DiskOver,
+    Disk(Reason),
     NetworkOpen,
     Read(io::Result<bool>),
     Connected(io::Result<Connection>),
@@ -181,7 +184,14 @@ impl<'c> Conversation<'c> {
         let id = self.container.details.id.clone();
         let mut waiting: Pin<Box<dyn Future<Output = Ending> + Send + '_>> = Box::pin(executor.wait(&id));
         let mut disk = Box::pin(watch_disk(self.disk_watch()));
-        let mut network = Box::pin(watch_network(executor, self.order.spec.network));
+        // A task of its own: what it does under the lock of all attempts goes on, whatever this loop waits for.
+        let mut network = match self.order.spec.network {
+            NetworkMode::Egress => {
+                let watch = watch_network(executor.egress.clone(), executor.instance.clone());
+                Some(AbortOnDropHandle::new(tokio::spawn(watch)))
+            }
+            NetworkMode::None | NetworkMode::Host => None,
+        };
         let mut ended: Option<Ending> = None;
         self.orders.mark_changed();
         if !self.story.steps().is_empty() {
@@ -207,8 +217,8 @@ impl<'c> Conversation<'c> {
                 },
                 () = tokio::time::sleep_until(deadline) => Wake::Deadline,
                 ending = &mut waiting, if ended.is_none() => Wake::Ended(ending),
-                () = &mut disk, if self.reason.is_none() => Wake::DiskOver,
-                () = &mut network, if self.reason.is_none() => Wake::NetworkOpen,
+                reason = &mut disk, if self.reason.is_none() => Wake::Disk(reason),
+                () = open_network(&mut network), if self.reason.is_none() => Wake::NetworkOpen,
                 read = fill(&mut self.connection) => Wake::Read(read),
                 connected = accept(&mut self.container.listener, self.container.pid), if ended.is_none() => {
                     Wake::Connected(connected)
@@ -220,7 +230,7 @@ impl<'c> Conversation<'c> {
                     self.kill_at = None;
                     self.drain_by = Some(Instant::now() + DRAIN_LIMIT);
                 }
-                Wake::DiskOver => self.stop(Reason::Disk, Millis(0)),
+                Wake::Disk(reason) => self.stop(reason, Millis(0)),
                 Wake::NetworkOpen => self.stop(Reason::Network, Millis(0)),
                 Wake::Deadline => self.deadline_passed().await,
                 Wake::Orders => {
@@ -575,13 +585,17 @@ async fn accept(listener: &mut Listener, pid: u32) -> io::Result<Connection> {
 }
 
 /// Returns when the job has a way outwards that cannot be kept closed towards the farm.
-async fn watch_network(executor: &Executor, network: NetworkMode) {
-    match network {
-        NetworkMode::Egress => {}
-        NetworkMode::None | NetworkMode::Host => return std::future::pending().await,
+async fn open_network(watch: &mut Option<AbortOnDropHandle<()>>) {
+    match watch {
+        // One that broke off watches no more.
+        Some(watch) => drop(watch.await),
+        None => std::future::pending().await,
     }
+}
+
+async fn watch_network(egress: Arc<Egress>, instance: Instance) {
     loop {
-        if let Err(error) = executor.egress.hold(&executor.instance).await {
+        if let Err(error) = egress.hold(&instance).await {
             let error = outcome::in_one_sentence(&error);
             tracing::error!(error, "the network of jobs cannot be kept closed towards the farm");
             return;
@@ -590,14 +604,15 @@ async fn watch_network(executor: &Executor, network: NetworkMode) {
     }
 }
 
-/// Returns when the job has written more than it may where nothing else stops it.
-async fn watch_disk(watch: Option<DiskWatch>) {
+/// Returns why, when the job has written more than it may, or than there is room for, where nothing else stops it.
+async fn watch_disk(watch: Option<DiskWatch>) -> Reason {
     let Some(mut watch) = watch else { return std::future::pending().await };
     loop {
         sleep(DISK_EVERY).await;
         let looked = tokio::task::spawn_blocking(move || (watch.look(), watch)).await;
         match looked {
-            Ok((RootUsage::Over { .. }, _)) => return,
+            Ok((RootUsage::Over { .. }, _)) => return Reason::Disk,
+            Ok((RootUsage::HostFull, _)) => return Reason::HostFull,
             Ok((RootUsage::Within { .. }, again)) => watch = again,
             Err(error) => {
                 tracing::error!(error = %error, "the disk is not watched any more");

@@ -121,7 +121,7 @@ pub struct Executor {
     /// Where workspaces are made.
     pub workspaces: Workspaces,
     /// The way outwards, made when the first job wants it.
-    pub egress: Egress,
+    pub egress: Arc<Egress>,
     /// Network namespaces that were made ahead.
     pub holders: Arc<Holders>,
     /// Architecture of the engine.

@@ -37,6 +37,8 @@ pub enum Reason {
     Disk,
     /// The worker's own disk failed.
     WorkerDisk,
+    /// The worker's disk ran out of room, and the job was within its limit.
+    HostFull,
     /// init did not end the job at its time limit.
     Overdue,
     /// The job's network could not be kept closed towards the farm.
@@ -44,8 +46,15 @@ pub enum Reason {
 }
 
 impl Reason {
-    const ALL: [Reason; 6] =
-        [Reason::Ordered, Reason::LogCap, Reason::Disk, Reason::WorkerDisk, Reason::Overdue, Reason::Network];
+    const ALL: [Reason; 7] = [
+        Reason::Ordered,
+        Reason::LogCap,
+        Reason::Disk,
+        Reason::WorkerDisk,
+        Reason::Overdue,
+        Reason::Network,
+        Reason::HostFull,
+    ];
 
     /// The number in init's frames.
     pub fn code(self) -> u8 {
@@ -56,6 +65,7 @@ impl Reason {
             Reason::WorkerDisk => 4,
             Reason::Overdue => 5,
             Reason::Network => 6,
+            Reason::HostFull => 7,
         }
     }
 
@@ -286,6 +296,10 @@ fn by_reason(seen: &Seen<'_>, reason: Reason) -> Outcome {
         Reason::WorkerDisk => {
             infra(InfraCause::WorkerDisk, "the worker could not write the job's log to its disk".to_owned())
         }
+        Reason::HostFull => infra(
+            InfraCause::WorkerDisk,
+            "the worker's disk ran out of room while the job was within its limit".to_owned(),
+        ),
         Reason::Overdue => seen.job_timed_out(),
         Reason::Network => infra(
             InfraCause::Worker,

@@ -135,7 +135,7 @@ impl LocalRunner {
             instance,
             workspaces: Workspaces::open(data.root()).await.map_err(setup("make workspaces"))?,
             // There is no coordinator: the job's own network rules still keep it from this host.
-            egress: Egress::new(None),
+            egress: Arc::new(Egress::new(None)),
             host_arch: info.arch,
             policy: config.policy,
             init,

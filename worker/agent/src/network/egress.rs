@@ -70,8 +70,10 @@ impl Egress {
             return Ok(());
         }
         match self.set(&mut state, instance).await {
-            // An earlier process of this worker knew the address, and what it closed still is.
-            Err(NetworkError::Coordinator { .. }) if rules::are_set(&bridge_of(instance)).await? => {
+            // An earlier process of this worker knew the address, or the packet filter is busy; what was closed still is.
+            Err(NetworkError::Coordinator { .. } | NetworkError::Filter { .. })
+                if rules::are_set(&bridge_of(instance)).await? =>
+            {
                 state.set = Some(Instant::now());
                 Ok(())
             }

@@ -11,7 +11,8 @@
 //! holder is lent again: one that holds any socket more than at its beginning is thrown away. Jobs of root get a network
 //! of their own, since a holder's `/etc/hosts` is root's to write.
 //!
-//! At most so many as [`Holders::new`] was told, each unused one for [`IDLE_LIMIT`]; a worker that ends takes them
+//! At most so many as [`Holders::new`] was told, each unused one for [`IDLE_LIMIT`], none for longer than
+//! [`AGE_LIMIT`]; a worker that ends takes them
 //! along, and the next start sweeps what a killed one left.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,8 @@ use crate::engine::{
 
 /// How long a holder waits for an attempt. It keeps the image that it was made of from being removed.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// How long one serves at all: what the engine gave it, such as the host's name servers, may change.
+pub const AGE_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// How often is looked for holders that waited too long.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Nobody: the user of a process that only waits.
@@ -81,6 +84,7 @@ struct Holder {
     pid: u32,
     /// The sockets that it had when it was made: those of the engine's resolver.
     at_first: BTreeSet<String>,
+    made_at: Instant,
     idle_since: Instant,
 }
 
@@ -158,7 +162,9 @@ impl Holders {
         match lent {
             Lent::Adopted(name) => self.throw_away(name),
             Lent::Ours(holder) => {
-                let clean = (self.sockets)(holder.pid).is_ok_and(|now| now == holder.at_first);
+                // One that is old has the name servers of when it was made.
+                let fresh = holder.made_at.elapsed() < AGE_LIMIT;
+                let clean = fresh && (self.sockets)(holder.pid).is_ok_and(|now| now == holder.at_first);
                 let mut state = self.state();
                 if clean && !state.closed {
                     state.idle.push(Holder { idle_since: Instant::now(), ..holder });
@@ -233,8 +239,8 @@ impl Holders {
             call: "hold a network namespace".to_owned(),
             message: format!("its sockets cannot be listed: {source}"),
         })?;
-        let idle_since = Instant::now();
-        Ok(Holder { name: name.to_owned(), made_as: wanted, pid, at_first, idle_since })
+        let now = Instant::now();
+        Ok(Holder { name: name.to_owned(), made_as: wanted, pid, at_first, made_at: now, idle_since: now })
     }
 
     fn throw_away(self: &Arc<Self>, name: String) {

@@ -67,6 +67,8 @@ pub enum RootUsage {
         /// Bytes counted so far; there may be more.
         bytes: u64,
     },
+    /// Within the limit, and yet the host runs out of room by it.
+    HostFull,
 }
 
 /// One round over all roots.
@@ -130,7 +132,7 @@ impl DiskWatch {
         }
         let used = walk.used;
         if rooms.iter().any(|room| used.crowds_out(*room)) {
-            return RootUsage::Over { bytes: used.bytes };
+            return RootUsage::HostFull;
         }
         if walk.pending.is_empty() {
             self.last = Some(used);
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_fills_the_host_is_over_before_its_limit() {
+    fn a_job_that_fills_the_host_is_told_from_one_over_its_limit() {
         let gib = 1 << 30;
         let room = |free: u64, inodes_free: u64| Room {
             free: ByteSize(free),
@@ -245,7 +247,7 @@ mod tests {
             write(&tree.path().join(number.to_string()), 10_000);
         }
         let mut watch = watch(tree.path(), 50 * gib);
-        for (room, over) in [
+        for (room, full) in [
             (room(50 * gib, 3_000_000), false),
             // Others fill it, not this one.
             (room(100 << 20, 3_000_000), false),
@@ -256,7 +258,7 @@ mod tests {
             (Room { inodes: 0, ..room(50 * gib, 0) }, false),
         ] {
             let found = watch.look_beside(&[room]);
-            assert_eq!(matches!(found, RootUsage::Over { .. }), over, "{room:?}: {found:?}");
+            assert_eq!(matches!(found, RootUsage::HostFull), full, "{room:?}: {found:?}");
         }
     }
 

@@ -424,7 +424,7 @@ impl Farm {
             instance: instance.clone(),
             images: Images::open(temp.path(), instance).unwrap(),
             workspaces: Workspaces::open(temp.path()).await.unwrap(),
-            egress: crate::network::Egress::new(None),
+            egress: Arc::new(crate::network::Egress::new(None)),
             holders: Holders::new(
                 Arc::new(engine.clone()),
                 Instance::new("test"),

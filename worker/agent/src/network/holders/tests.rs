@@ -82,6 +82,20 @@ async fn one_that_holds_a_socket_more_is_thrown_away_and_another_made() {
     assert!(before.is_disjoint(&after), "{after:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn one_that_served_for_long_is_replaced() {
+    let case = Case::new(4, no_sockets);
+    case.holders.make(wanted());
+    case.settled().await;
+    let before = case.names().await;
+    case.holders.lend(attempt(0), &ContainerNetwork::None).expect("there is one");
+    tokio::time::sleep(AGE_LIMIT).await;
+    case.holders.give_back(attempt(0));
+    case.settled().await;
+    let after = case.names().await;
+    assert!(after.len() == 1 && before.is_disjoint(&after), "{after:?}");
+}
+
 #[tokio::test]
 async fn they_are_bounded_in_number() {
     let case = Case::new(3, no_sockets);
