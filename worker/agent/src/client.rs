@@ -196,6 +196,10 @@ async fn refusal(doing: &'static str, answer: Response) -> ClientError {
         problem.as_ref().map_or_else(|| format!("status {status}"), |problem| problem.detail.clone());
     let code = problem.map(|problem| problem.code).unwrap_or_default();
     match status {
+        // Without a code it is not the coordinator that says so, but a proxy on the way to it.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if code.is_empty() => {
+            ClientError::Unavailable { doing, detail }
+        }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ClientError::Unauthorized { doing, detail },
         StatusCode::CONFLICT => ClientError::Conflict { doing, code, detail },
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {

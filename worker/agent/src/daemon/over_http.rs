@@ -209,14 +209,16 @@ async fn a_worker_that_is_turned_away_says_what_to_do() {
 
 #[tokio::test]
 async fn a_coordinator_that_cannot_answer_is_asked_again_until_the_worker_is_told_to_end() {
-    const ANSWERS: [Make; 4] = [
+    const ANSWERS: [Make; 5] = [
         || problem(503, "unavailable"),
         || Answer::Says(502, b"<html>".to_vec()),
+        // A proxy that is just being set up, and knows nothing of credentials.
+        || Answer::Says(403, b"<html>".to_vec()),
         nothing_to_do,
         || Answer::Holds,
     ];
     let coordinator = syncing(&ANSWERS).await;
-    run(&coordinator, coordinator.when_called("sync", 4)).await.unwrap();
+    run(&coordinator, coordinator.when_called("sync", 5)).await.unwrap();
     let calls = coordinator.calls("sync");
     let sequences: Vec<_> = calls.iter().map(|call| call["sequence"].as_u64().unwrap()).collect();
     assert!(sequences.is_sorted_by(|before, after| before < after), "{sequences:?}");
