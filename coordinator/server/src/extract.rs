@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri};
 use buildyard_types::id::ParseIdError;
+use buildyard_types::worker::PROTOCOL;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
@@ -44,17 +45,48 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &Arc<App>) -> Result<Self, ApiError> {
-        let (parts, body) = request.into_parts();
-        let kind = parts.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        let is_json = kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json");
-        let body = whole_body(body, MAX_JSON_BYTES).await?;
-        if !is_json {
-            return Err(ApiError::new(Code::UnsupportedMedia, "expected Content-Type: application/json"));
-        }
-        serde_json::from_slice(&body)
-            .map(Self)
-            .map_err(|error| ApiError::new(Code::BadRequest, format!("the body cannot be read: {error}")))
+        read(&json_body(request).await?).map(Self)
     }
+}
+
+/// A JSON body of a worker. The version of the protocol is read before anything else: in another version the rest may
+/// have another shape, and the worker is to hear the reason by its name.
+pub(crate) struct Spoken<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Spoken<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &Arc<App>) -> Result<Self, ApiError> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            protocol: u32,
+        }
+        let body = json_body(request).await?;
+        let Version { protocol } = read(&body)?;
+        if protocol != PROTOCOL {
+            let detail = format!("the worker speaks protocol {protocol}, this coordinator {PROTOCOL}");
+            let unsupported = ApiError::new(Code::ProtocolUnsupported, detail);
+            return Err(unsupported.hint("install the same version on both sides"));
+        }
+        read(&body).map(Self)
+    }
+}
+
+async fn json_body(request: Request) -> ApiResult<Bytes> {
+    let (parts, body) = request.into_parts();
+    let kind = parts.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let is_json = kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json");
+    let body = whole_body(body, MAX_JSON_BYTES).await?;
+    if is_json {
+        Ok(body)
+    } else {
+        Err(ApiError::new(Code::UnsupportedMedia, "expected Content-Type: application/json"))
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::new(Code::BadRequest, format!("the body cannot be read: {error}")))
 }
 
 /// The query of a request. Unknown keys are refused where the type refuses them.

@@ -118,6 +118,11 @@ async fn a_protocol_that_is_not_spoken_is_refused_by_name() {
     let body = json!({ "protocol": 99, "token": "t", "name": "w", "offer": super::support::offer() });
     let answer = farm.send(super::support::json_request("POST", "/api/worker/v1/enrol", "", &body)).await;
     assert_eq!(answer.problem(), (400, "protocol-unsupported".into()));
+    // Whatever else another version says, and however.
+    let (parts, _) = worker.sync_request(Vec::new()).into_parts();
+    let other = Body::from(json!({ "protocol": 2, "session": { "shape": "another" } }).to_string());
+    let answer = worker.send(axum::http::Request::from_parts(parts, other)).await;
+    assert_eq!(answer.problem(), (400, "protocol-unsupported".into()));
     let missing = worker.sync_request(Vec::new());
     let (parts, _) = missing.into_parts();
     let answer = worker.send(axum::http::Request::from_parts(parts, Body::from("{}"))).await;

@@ -5,9 +5,7 @@
 
 use buildyard_types::bounds::{MAX_TEXT_CHARS, cut};
 use buildyard_types::label::is_name;
-use buildyard_types::worker::{
-    ArtifactManifest, AttemptProgress, AttemptReport, Offer, PROTOCOL, SyncRequest,
-};
+use buildyard_types::worker::{ArtifactManifest, AttemptProgress, AttemptReport, Offer, SyncRequest};
 
 use crate::blobs::is_sha256;
 use crate::error::{ApiError, ApiResult, Code};
@@ -24,15 +22,6 @@ const MAX_PATH_BYTES: usize = 4_096;
 
 fn bad(what: impl Into<String>) -> ApiError {
     ApiError::new(Code::BadRequest, what)
-}
-
-/// Whether we speak the worker's protocol.
-pub(crate) fn protocol(version: u32) -> ApiResult<()> {
-    if version == PROTOCOL {
-        return Ok(());
-    }
-    let detail = format!("the worker speaks protocol {version}, this coordinator {PROTOCOL}");
-    Err(ApiError::new(Code::ProtocolUnsupported, detail).hint("install the same version on both sides"))
 }
 
 /// The name of a worker: what people read in lists.
@@ -67,7 +56,6 @@ pub(crate) fn offer(offer: &mut Offer) -> ApiResult<()> {
 
 /// What a worker says that it holds.
 pub(crate) fn sync(request: &mut SyncRequest) -> ApiResult<()> {
-    protocol(request.protocol)?;
     offer(&mut request.offer)?;
     if request.attempts.len() > MAX_ATTEMPTS {
         return Err(bad(format!("a call speaks of at most {MAX_ATTEMPTS} attempts")));

@@ -14,7 +14,7 @@ use crate::api::AppState;
 use crate::app::{new_secret, secret_hash};
 use crate::driver::Act;
 use crate::error::{ApiError, ApiResult, Code};
-use crate::extract;
+use crate::extract::Spoken;
 use crate::routes::Route;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -28,9 +28,8 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn enrol(
     State(app): AppState,
-    extract::Json(mut request): extract::Json<EnrolRequest>,
+    Spoken(mut request): Spoken<EnrolRequest>,
 ) -> ApiResult<(StatusCode, Json<EnrolResponse>)> {
-    check::protocol(request.protocol)?;
     check::worker_name(&request.name)?;
     check::offer(&mut request.offer)?;
     let now = app.clock.now();

@@ -9,7 +9,7 @@ use super::check;
 use crate::api::AppState;
 use crate::app::FromWorker;
 use crate::error::ApiResult;
-use crate::extract;
+use crate::extract::Spoken;
 use crate::routes::Route;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -28,7 +28,7 @@ pub(super) fn routes() -> Vec<Route> {
 async fn sync(
     State(app): AppState,
     FromWorker(worker): FromWorker,
-    extract::Json(mut request): extract::Json<SyncRequest>,
+    Spoken(mut request): Spoken<SyncRequest>,
 ) -> ApiResult<Json<SyncResponse>> {
     check::sync(&mut request)?;
     let ended: Vec<_> = request
