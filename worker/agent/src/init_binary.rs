@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+/// Where a container finds it.
+pub(crate) const IN_CONTAINER: &str = "/.buildyard/init";
+
 /// The static program. `build.rs` makes it.
 static PROGRAM: &[u8] = include_bytes!(env!("BUILDYARD_INIT"));
 

@@ -19,7 +19,7 @@ use crate::client::{self, Client, ClientError};
 use crate::clock::Clock;
 use crate::config::WorkerConfig;
 use crate::data::{DataDir, Identity};
-use crate::engine::docker::DockerEngine;
+use crate::engine::docker::{DEFAULT_SOCKET, DockerEngine};
 use crate::engine::{Engine, EngineInfo, Instance};
 use crate::executor::Executor;
 use crate::executor::outcome::in_one_sentence;
@@ -62,7 +62,7 @@ pub(super) async fn start(config: &WorkerConfig) -> Result<Started, WorkerError>
     }
     let engine: Arc<dyn Engine> = Arc::new(match &config.engine_socket {
         Some(socket) => DockerEngine::new(socket),
-        None => DockerEngine::new(Path::new("/var/run/docker.sock")),
+        None => DockerEngine::new(Path::new(DEFAULT_SOCKET)),
     });
     start_with(config, data, engine).await
 }

@@ -19,14 +19,13 @@ use super::{Assignment, Container, Executor, GRACE};
 use crate::channel::Listener;
 use crate::engine::{ContainerDetails, ContainerId, ContainerSpec, ContainerState, Mount};
 use crate::image::ImageFacts;
+use crate::init_binary::IN_CONTAINER;
 use crate::network::EgressNetwork;
 use crate::network::holders::Wanted;
 use crate::profile::{self, Parts, Profile};
 use crate::source::SourceError;
 use crate::workspace::{WORKSPACE, Workspace};
 
-/// Where the container finds init.
-const INIT: &str = "/.buildyard/init";
 /// Where the container finds init's socket.
 const CONTROL: &str = "/.buildyard/ctl";
 /// How long init waits for a worker after the end of its job: long enough for a worker that is being mended.
@@ -156,13 +155,13 @@ impl Executor {
         let mut mounts = workspace.mounts();
         let read_only =
             |source: PathBuf, target: &str| Mount { source, target: target.into(), read_only: true };
-        mounts.push(read_only(self.init.clone(), INIT));
+        mounts.push(read_only(self.init.clone(), IN_CONTAINER));
         mounts.push(read_only(control, CONTROL));
         let parts = Parts {
             instance: &self.instance,
             name: self.container_name(order.attempt),
             resources: &order.spec.resources,
-            entrypoint: vec![INIT.to_owned(), format!("{CONTROL}/{SOCKET_NAME}")],
+            entrypoint: vec![IN_CONTAINER.to_owned(), format!("{CONTROL}/{SOCKET_NAME}")],
             mounts,
             egress: EgressNetwork::container_network_of(&self.instance),
         };

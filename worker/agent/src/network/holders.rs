@@ -11,9 +11,8 @@
 //! holder is lent again: one that holds any socket more than at its beginning is thrown away. Jobs of root get a network
 //! of their own, since a holder's `/etc/hosts` is root's to write.
 //!
-//! At most so many as [`Holders::new`] was told, each unused one for [`IDLE_LIMIT`], none for longer than
-//! [`AGE_LIMIT`]; a worker that ends takes them
-//! along, and the next start sweeps what a killed one left.
+//! At most so many as [`Holders::new`] was told, each unused one for [`IDLE_LIMIT`], none for longer than [`AGE_LIMIT`]; a
+//! worker that ends takes them along, and the next start sweeps what a killed one left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -29,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::engine::{
     ContainerId, ContainerNetwork, ContainerSpec, Engine, EngineError, Instance, Limits, Mount, Owner,
 };
+use crate::init_binary::IN_CONTAINER;
 
 /// How long a holder waits for an attempt. It keeps the image that it was made of from being removed.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -42,8 +42,6 @@ const NOBODY: Owner = Owner { uid: 65_534, gid: 65_534 };
 const LIMITS: Limits = Limits { cpu_millis: 1_000, memory: ByteSize::from_mib(32), pids: 64 };
 /// Most bytes of one of the kernel's lists of sockets that are read. A list that is longer tells enough.
 const MAX_LIST_BYTES: u64 = 256 * 1024;
-/// Where the holder's container finds init.
-const INIT: &str = "/.buildyard/init";
 
 /// What a holder is to be made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,9 +222,13 @@ impl Holders {
             labels: [self.instance.label()].into(),
             image: wanted.image.clone(),
             user: NOBODY,
-            entrypoint: vec![INIT.to_owned(), "hold".to_owned()],
+            entrypoint: vec![IN_CONTAINER.to_owned(), "hold".to_owned()],
             env: BTreeMap::new(),
-            mounts: vec![Mount { source: self.init.clone(), target: INIT.to_owned(), read_only: true }],
+            mounts: vec![Mount {
+                source: self.init.clone(),
+                target: IN_CONTAINER.to_owned(),
+                read_only: true,
+            }],
             network: wanted.network.clone(),
             hostname: "buildyard".to_owned(),
             limits: LIMITS,
